@@ -1,0 +1,60 @@
+"""Every error that manylora raises on purpose, in one tree.
+
+    ManyLoraError
+      ConfigError               a setting or an option, before anything runs
+      RequestError              a request that cannot be served as it stands: empty prompt, weight that is not finite
+      ModelError                a base model that cannot be loaded: unknown architecture, missing tensor
+      DataError                 training data that cannot be used: no rows, malformed row
+      AdapterError
+        AdapterFormatError      a file or config that is not a LoRA that we read: truncated, DoRA, unknown key
+        AdapterMismatchError    a sound adapter that does not fit this base model
+        AdapterNotFoundError    a name that no root holds
+      CapacityError             what can never fit (what cannot fit now waits)
+      KernelUnavailable         no backend for this device and dtype
+
+A message names the thing, what was expected, what came and what to do. `assert` is for our own bugs only.
+"""
+
+
+class ManyLoraError(Exception):
+    """Base of all errors raised on purpose."""
+
+
+class ConfigError(ManyLoraError):
+    """A setting that is unknown, out of range, or that contradicts another."""
+
+
+class RequestError(ManyLoraError):
+    """A request that cannot be served as it stands."""
+
+
+class ModelError(ManyLoraError):
+    """A base model that cannot be loaded."""
+
+
+class DataError(ManyLoraError):
+    """Training data that cannot be used."""
+
+
+class AdapterError(ManyLoraError):
+    """Base of what can be wrong with an adapter."""
+
+
+class AdapterFormatError(AdapterError):
+    """A file or config that is not a LoRA that manylora reads."""
+
+
+class AdapterMismatchError(AdapterError):
+    """A sound adapter that does not fit the base model."""
+
+
+class AdapterNotFoundError(AdapterError):
+    """A name that no root holds."""
+
+
+class CapacityError(ManyLoraError):
+    """What can never fit in the memory given."""
+
+
+class KernelUnavailable(ManyLoraError):
+    """No kernel backend serves this device and dtype."""

@@ -1,0 +1,165 @@
+"""An adapter: for each site of a base model a pair of low-rank matrices and a scaling. Knows no file and no model."""
+
+# Shapes: R rank, D in-features (of a conv: in_channels * kernel_h * kernel_w), O out-features.
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from hashlib import blake2b
+from typing import NewType
+
+import torch
+from torch import Tensor
+
+from manylora.errors import AdapterFormatError
+
+AdapterId = NewType("AdapterId", str)
+"""Hex of the hash of an adapter's content. Two names of the same content have the same id."""
+
+ADAPTER_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LoraPair:
+    """What one site gets: `y += scaling * (x @ lora_a.T) @ lora_b.T`."""
+
+    lora_a: Tensor  # [R, D]
+    lora_b: Tensor  # [O, R]
+    scaling: float
+    """alpha / rank, or alpha / sqrt(rank) for rsLoRA."""
+
+    kernel_size: tuple[int, int] | None = None
+    """(height, width) of a Conv2d, whose D is in_channels * height * width in that order. None: a Linear."""
+
+    @property
+    def rank(self) -> int:
+        return self.lora_a.shape[0]
+
+    @property
+    def in_features(self) -> int:
+        return self.lora_a.shape[1]
+
+    @property
+    def out_features(self) -> int:
+        return self.lora_b.shape[0]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.lora_a.dtype
+
+    @property
+    def num_bytes(self) -> int:
+        return self.lora_a.nbytes + self.lora_b.nbytes
+
+    def delta(self, dtype: torch.dtype = torch.float64) -> Tensor:  # [O, D]
+        """Return `scaling * lora_b @ lora_a`, computed in `dtype`: what this pair adds to the base weight."""
+        return self.scaling * (self.lora_b.to(dtype) @ self.lora_a.to(dtype))
+
+
+@dataclass(frozen=True, eq=False)
+class Adapter:
+    """The pairs of all sites. Immutable by contract: the id is computed once and nothing may write to the tensors."""
+
+    sites: Mapping[str, LoraPair]
+    """Site, the path of a module inside the base model ("model.layers.0.self_attn.q_proj"), to its pair; sorted."""
+
+    name: str = ""
+    """For messages only. Not part of the identity."""
+
+    base_model: str | None = None
+    """The base model that the file says it was trained on. Not part of the identity."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "sites", dict(sorted(self.sites.items())))
+
+    @cached_property
+    def identity(self) -> AdapterId:
+        """The id: equal for equal sites, shapes, dtypes, kernels, scalings and bits, whatever file or name held them."""
+        digest = blake2b(digest_size=32)
+        for site, pair in self.sites.items():
+            kernel = pair.kernel_size or (0, 0)
+            for text in (site, str(pair.lora_a.dtype), str(pair.lora_b.dtype)):
+                digest.update(struct.pack("<q", len(text.encode())) + text.encode())
+            digest.update(struct.pack("<6qd", *pair.lora_a.shape, *pair.lora_b.shape, *kernel, pair.scaling))
+            digest.update(_bytes_of(pair.lora_a))
+            digest.update(_bytes_of(pair.lora_b))
+        return AdapterId(digest.hexdigest())
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(pair.num_bytes for pair in self.sites.values())
+
+    @property
+    def ranks(self) -> dict[str, int]:
+        return {site: pair.rank for site, pair in self.sites.items()}
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of every tensor; a valid adapter has one."""
+        return next(iter(self.sites.values())).dtype
+
+    @property
+    def label(self) -> str:
+        """How messages call it."""
+        return f"adapter '{self.name}'" if self.name else "an unnamed adapter"
+
+    def validate(self) -> None:
+        """Check that every pair can be run.
+
+        Raises:
+            AdapterFormatError: naming the site, what was expected and what came.
+        """
+        if not self.sites:
+            raise AdapterFormatError(f"{self.label} has no site: it would change nothing")
+        for site, pair in self.sites.items():
+            problem = _shape_problem(pair) or _dtype_problem(pair, self.dtype) or _value_problem(pair)
+            if problem:
+                raise AdapterFormatError(f"{self.label}, site '{site}': {problem}")
+
+
+def _bytes_of(tensor: Tensor) -> memoryview:
+    """The tensor's bytes in row-major order; no copy where it is contiguous and on the host."""
+    return memoryview(tensor.detach().contiguous().view(-1).view(torch.uint8).numpy(force=True))
+
+
+def _shape_problem(pair: LoraPair) -> str | None:
+    a, b = tuple(pair.lora_a.shape), tuple(pair.lora_b.shape)
+    if len(a) != 2 or len(b) != 2:
+        return f"expected lora_a [rank, in] and lora_b [out, rank], got {list(a)} and {list(b)}"
+    if a[0] != b[1]:
+        return f"lora_a {list(a)} has rank {a[0]}, lora_b {list(b)} has rank {b[1]}; both must be the same"
+    if 0 in a or 0 in b:
+        return (
+            f"expected a rank and sizes of at least 1, got lora_a {list(a)} and lora_b {list(b)}; "
+            "a zero size usually means that sharded weights were not gathered before saving"
+        )
+    if pair.kernel_size is not None:
+        height, width = pair.kernel_size
+        if height < 1 or width < 1 or a[1] % (height * width):
+            return f"lora_a {list(a)} is no whole number of channels of a {height}x{width} kernel"
+    return None
+
+
+def _dtype_problem(pair: LoraPair, expected: torch.dtype) -> str | None:
+    for label, tensor in (("lora_a", pair.lora_a), ("lora_b", pair.lora_b)):
+        if tensor.dtype not in ADAPTER_DTYPES:
+            return f"{label} is {tensor.dtype}, expected one of {list(ADAPTER_DTYPES)}; convert it before loading"
+        if tensor.dtype != expected:
+            return f"{label} is {tensor.dtype}, the adapter's first site is {expected}; convert all sites to one dtype"
+    return None
+
+
+def _value_problem(pair: LoraPair) -> str | None:
+    if not math.isfinite(pair.scaling):
+        return f"scaling is {pair.scaling}, expected a finite number; check lora_alpha and the rank"
+    for label, tensor in (("lora_a", pair.lora_a), ("lora_b", pair.lora_b)):
+        # The extremes of a tensor with a NaN are NaN, so one pass without a temporary sees both NaN and Inf.
+        low, high = torch.aminmax(tensor)
+        if not (math.isfinite(low) and math.isfinite(high)):
+            num_bad = int((~torch.isfinite(tensor)).sum())
+            return f"{label} holds NaN or Inf in {num_bad} of {tensor.numel()} values; the training run diverged"
+    return None
