@@ -84,7 +84,9 @@ class Adapter:
             kernel = pair.kernel_size or (0, 0)
             for text in (site, str(pair.lora_a.dtype), str(pair.lora_b.dtype)):
                 digest.update(struct.pack("<q", len(text.encode())) + text.encode())
-            digest.update(struct.pack("<6qd", *pair.lora_a.shape, *pair.lora_b.shape, *kernel, pair.scaling))
+            digest.update(
+                struct.pack("<6qd", *pair.lora_a.shape, *pair.lora_b.shape, *kernel, pair.scaling)
+            )
             digest.update(_bytes_of(pair.lora_a))
             digest.update(_bytes_of(pair.lora_b))
         return AdapterId(digest.hexdigest())

@@ -18,14 +18,20 @@ class Mixture:
     """(adapter name, weight), sorted by name, each name once. Weight 0 is dropped: it changes nothing."""
 
     def __post_init__(self) -> None:
-        checked = sorted((_checked_name(name), _checked_weight(name, weight)) for name, weight in self.weights)
+        checked = sorted(
+            (_checked_name(name), _checked_weight(name, weight)) for name, weight in self.weights
+        )
         for (name, _), (after, _) in zip(checked, checked[1:], strict=False):
             if name == after:
                 raise RequestError(f"a mixture names the adapter '{name}' twice; add its weights up")
-        object.__setattr__(self, "weights", tuple((name, weight) for name, weight in checked if weight != 0.0))
+        object.__setattr__(
+            self, "weights", tuple((name, weight) for name, weight in checked if weight != 0.0)
+        )
 
     @classmethod
-    def parse(cls, spec: None | str | Mapping[str, float] | Iterable[tuple[str, float]] | Mixture) -> Mixture:
+    def parse(
+        cls, spec: None | str | Mapping[str, float] | Iterable[tuple[str, float]] | Mixture
+    ) -> Mixture:
         """Read what a request gives: None, "alice", "alice:0.8", "alice:1.0+bob:0.5", a mapping, pairs or a mixture.
 
         None and an empty mapping are the base. A name without a weight has weight 1.
@@ -78,7 +84,9 @@ def _checked_name(name: object) -> str:
     if not isinstance(name, str) or not name.strip():
         raise RequestError(f"a mixture names an adapter {name!r}; expected a name that is not empty")
     if "+" in name or ":" in name:
-        raise RequestError(f"adapter name '{name}' holds '+' or ':', which separate the terms 'name:weight' of a mixture")
+        raise RequestError(
+            f"adapter name '{name}' holds '+' or ':', which separate the terms 'name:weight' of a mixture"
+        )
     return name
 
 
