@@ -1,4 +1,4 @@
-"""An adapter: for each site of a base model a pair of low-rank matrices and a scaling. Knows no file and no model."""
+"""An adapter: for each site of a base model a low-rank pair and its scaling. Knows no file and no model."""
 
 # Shapes: R rank, D in-features (of a conv: in_channels * kernel_h * kernel_w), O out-features.
 
@@ -33,7 +33,7 @@ class LoraPair:
     """alpha / rank, or alpha / sqrt(rank) for rsLoRA."""
 
     kernel_size: tuple[int, int] | None = None
-    """(height, width) of a Conv2d, whose D is in_channels * height * width in that order. None: a Linear."""
+    """(height, width) of a Conv2d, whose D is in_channels * height * width, in that order. None: Linear."""
 
     @property
     def rank(self) -> int:
@@ -56,16 +56,16 @@ class LoraPair:
         return self.lora_a.nbytes + self.lora_b.nbytes
 
     def delta(self, dtype: torch.dtype = torch.float64) -> Tensor:  # [O, D]
-        """Return `scaling * lora_b @ lora_a`, computed in `dtype`: what this pair adds to the base weight."""
+        """Return `scaling * lora_b @ lora_a`, computed in `dtype`: what is added to the base weight."""
         return self.scaling * (self.lora_b.to(dtype) @ self.lora_a.to(dtype))
 
 
 @dataclass(frozen=True, eq=False)
 class Adapter:
-    """The pairs of all sites. Immutable by contract: the id is computed once and nothing may write to the tensors."""
+    """The pairs of all sites. The id is computed once, so nothing may write to the tensors."""
 
     sites: Mapping[str, LoraPair]
-    """Site, the path of a module inside the base model ("model.layers.0.self_attn.q_proj"), to its pair; sorted."""
+    """Site (a module path in the base model, "model.layers.0.self_attn.q_proj") to its pair; sorted."""
 
     name: str = ""
     """For messages only. Not part of the identity."""
@@ -78,15 +78,14 @@ class Adapter:
 
     @cached_property
     def identity(self) -> AdapterId:
-        """The id: equal for equal sites, shapes, dtypes, kernels, scalings and bits, whatever file or name held them."""
+        """Equal for equal sites, shapes, dtypes, kernels, scalings and bits, whatever file held them."""
         digest = blake2b(digest_size=32)
         for site, pair in self.sites.items():
             kernel = pair.kernel_size or (0, 0)
             for text in (site, str(pair.lora_a.dtype), str(pair.lora_b.dtype)):
                 digest.update(struct.pack("<q", len(text.encode())) + text.encode())
-            digest.update(
-                struct.pack("<6qd", *pair.lora_a.shape, *pair.lora_b.shape, *kernel, pair.scaling)
-            )
+            shapes = (*pair.lora_a.shape, *pair.lora_b.shape, *kernel)
+            digest.update(struct.pack("<6qd", *shapes, pair.scaling))
             digest.update(_bytes_of(pair.lora_a))
             digest.update(_bytes_of(pair.lora_b))
         return AdapterId(digest.hexdigest())
@@ -125,7 +124,7 @@ class Adapter:
 
 def _bytes_of(tensor: Tensor) -> memoryview:
     """The tensor's bytes in row-major order; no copy where it is contiguous and on the host."""
-    return memoryview(tensor.detach().contiguous().view(-1).view(torch.uint8).numpy(force=True))
+    return tensor.detach().contiguous().view(-1).view(torch.uint8).numpy(force=True).data
 
 
 def _shape_problem(pair: LoraPair) -> str | None:
@@ -149,9 +148,11 @@ def _shape_problem(pair: LoraPair) -> str | None:
 def _dtype_problem(pair: LoraPair, expected: torch.dtype) -> str | None:
     for label, tensor in (("lora_a", pair.lora_a), ("lora_b", pair.lora_b)):
         if tensor.dtype not in ADAPTER_DTYPES:
-            return f"{label} is {tensor.dtype}, expected one of {list(ADAPTER_DTYPES)}; convert it before loading"
+            return f"{label} is {tensor.dtype}, expected one of {list(ADAPTER_DTYPES)}; convert it first"
         if tensor.dtype != expected:
-            return f"{label} is {tensor.dtype}, the adapter's first site is {expected}; convert all sites to one dtype"
+            return (
+                f"{label} is {tensor.dtype}, the first site is {expected}; convert all sites to one dtype"
+            )
     return None
 
 
@@ -159,9 +160,11 @@ def _value_problem(pair: LoraPair) -> str | None:
     if not math.isfinite(pair.scaling):
         return f"scaling is {pair.scaling}, expected a finite number; check lora_alpha and the rank"
     for label, tensor in (("lora_a", pair.lora_a), ("lora_b", pair.lora_b)):
-        # The extremes of a tensor with a NaN are NaN, so one pass without a temporary sees both NaN and Inf.
+        # The extremes of a tensor with a NaN are NaN: one pass without a temporary sees NaN and Inf.
         low, high = torch.aminmax(tensor)
         if not (math.isfinite(low) and math.isfinite(high)):
             num_bad = int((~torch.isfinite(tensor)).sum())
-            return f"{label} holds NaN or Inf in {num_bad} of {tensor.numel()} values; the training run diverged"
+            return (
+                f"{label} holds NaN or Inf in {num_bad} of {tensor.numel()} values; its training diverged"
+            )
     return None

@@ -5,34 +5,30 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from numbers import Real
+from typing import TypeAlias
 
 from manylora.errors import RequestError
 
 
 @dataclass(frozen=True)
 class Mixture:
-    """`y = W x + sum_i weight_i * scaling_i * B_i (A_i x)` over the adapters named; no adapter is the base."""
+    """`y = W x + sum_i weight_i * scaling_i * B_i (A_i x)` over the adapters named; none is the base."""
 
     weights: tuple[tuple[str, float], ...]
     """(adapter name, weight), sorted by name, each name once. Weight 0 is dropped: it changes nothing."""
 
     def __post_init__(self) -> None:
-        checked = sorted(
-            (_checked_name(name), _checked_weight(name, weight)) for name, weight in self.weights
-        )
-        for (name, _), (after, _) in zip(checked, checked[1:], strict=False):
+        checked = sorted((_checked_name(name), _checked_weight(name, w)) for name, w in self.weights)
+        for (name, _), (after, _) in pairwise(checked):
             if name == after:
                 raise RequestError(f"a mixture names the adapter '{name}' twice; add its weights up")
-        object.__setattr__(
-            self, "weights", tuple((name, weight) for name, weight in checked if weight != 0.0)
-        )
+        object.__setattr__(self, "weights", tuple((name, w) for name, w in checked if w != 0.0))
 
     @classmethod
-    def parse(
-        cls, spec: None | str | Mapping[str, float] | Iterable[tuple[str, float]] | Mixture
-    ) -> Mixture:
-        """Read what a request gives: None, "alice", "alice:0.8", "alice:1.0+bob:0.5", a mapping, pairs or a mixture.
+    def parse(cls, spec: MixtureLike) -> Mixture:
+        """Read what a request gives: "alice", "alice:0.8", "alice:1.0+bob:0.5", a mapping, pairs.
 
         None and an empty mapping are the base. A name without a weight has weight 1.
 
@@ -45,8 +41,13 @@ class Mixture:
             return spec
         if isinstance(spec, str):
             return cls(tuple(_parse_term(term, spec) for term in spec.split("+")))
-        pairs = spec.items() if isinstance(spec, Mapping) else spec
-        return cls(tuple((name, weight) for name, weight in pairs))
+        try:
+            pairs = tuple((name, w) for name, w in (spec.items() if isinstance(spec, Mapping) else spec))
+        except (TypeError, ValueError):
+            raise RequestError(
+                f"expected a mixture like 'a:1+b:0.5' or {{'a': 1.0}}, got {spec!r}"
+            ) from None
+        return cls(pairs)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -57,10 +58,13 @@ class Mixture:
         return bool(self.weights)
 
     def __str__(self) -> str:
-        return "+".join(f"{name}:{_format_weight(weight)}" for name, weight in self.weights) or "base"
+        return "+".join(f"{name}:{_format_weight(w)}" for name, w in self.weights) or "base"
 
 
 BASE = Mixture(())
+
+MixtureLike: TypeAlias = str | Mapping[str, float] | Iterable[tuple[str, float]] | Mixture | None
+"""What `Mixture.parse` reads."""
 
 
 def _parse_term(term: str, spec: str) -> tuple[str, float]:
@@ -84,13 +88,15 @@ def _checked_name(name: object) -> str:
     if not isinstance(name, str) or not name.strip():
         raise RequestError(f"a mixture names an adapter {name!r}; expected a name that is not empty")
     if "+" in name or ":" in name:
-        raise RequestError(
-            f"adapter name '{name}' holds '+' or ':', which separate the terms 'name:weight' of a mixture"
-        )
+        raise RequestError(f"adapter name '{name}' holds '+' or ':', which separate the terms of a mixture")
     return name
 
 
-def _checked_weight(name: str, weight: object) -> float:
-    if isinstance(weight, bool) or not isinstance(weight, Real) or not math.isfinite(weight):
-        raise RequestError(f"weight of adapter '{name}' must be a finite number, got {weight!r}")
-    return float(weight)
+def _checked_weight(name: object, weight: object) -> float:
+    try:
+        value = float(weight) if not isinstance(weight, bool) and isinstance(weight, Real) else math.nan
+    except OverflowError:  # an integer beyond the floats
+        value = math.inf
+    if not math.isfinite(value):
+        raise RequestError(f"weight of adapter {name!r} must be a finite number, got {weight!r}")
+    return value
