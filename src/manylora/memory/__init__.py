@@ -1,0 +1,26 @@
+"""Bookkeeping of the one pool of pages that KV and adapters share. Integers only: no tensors, no torch.
+
+Read in this order: pages, rank_rows, block_table, adapter_cache, prefix_cache, unified. `waste` measures
+what pages of a given size lose.
+"""
+
+from manylora.memory.adapter_cache import AdapterCache, AdapterCacheStats
+from manylora.memory.block_table import BlockTable
+from manylora.memory.pages import PageId, PagePool
+from manylora.memory.prefix_cache import PrefixCache, PrefixCacheStats
+from manylora.memory.rank_rows import Placement, place_rank_rows
+from manylora.memory.unified import MemoryUse, UnifiedMemory
+
+__all__ = [
+    "PageId",
+    "PagePool",
+    "Placement",
+    "place_rank_rows",
+    "BlockTable",
+    "AdapterCache",
+    "AdapterCacheStats",
+    "PrefixCache",
+    "PrefixCacheStats",
+    "MemoryUse",
+    "UnifiedMemory",
+]
