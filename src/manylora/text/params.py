@@ -1,7 +1,7 @@
 """How the tokens of one request are chosen, and when they end. Knows no tokenizer, tensor or model.
 
-Names and meanings are those of the OpenAI API and of vLLM; where transformers defines the same thing (temperature,
-top_k, top_p, min_p, repetition_penalty), the numbers are those of its logits processors.
+Names and meanings are those of the OpenAI API and of vLLM; where transformers defines the same thing
+(temperature, top_k, top_p, min_p, repetition_penalty), the numbers are those of its logits processors.
 """
 
 from collections.abc import Iterable, Mapping
@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 from manylora.errors import RequestError
 
 GREEDY_BELOW = 1e-5
-"""Temperatures under this count as 0: softmax(logits / temperature) is then a step for all practical logits."""
+"""Temperatures under this count as 0: softmax(logits / temperature) is then a step for practical logits."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -19,17 +19,17 @@ class SamplingParams:
     """What a request asks of sampling. Lists become tuples; everything is checked when it is made.
 
     Raises:
-        RequestError: a value of the wrong type or out of range; names the field, what was expected and what came.
+        RequestError: a value of the wrong type or out of range; names the field, what it takes, what came.
     """
 
     max_tokens: int | None = None
     """Most tokens to generate; None: until the model stops or its context is full."""
 
     min_tokens: int = 0
-    """Until so many tokens exist, no end-of-text or stop token is chosen and no stop string ends the text."""
+    """Until so many tokens exist, no end or stop token is chosen and no stop string ends the text."""
 
     temperature: float = 1.0
-    """Logits are divided by it. 0 is greedy: the token of the largest logit; seed and filters have no effect."""
+    """Logits are divided by it. 0 is greedy: the largest logit wins; seed and filters have no effect."""
 
     top_k: int = 0
     """Keep the k most likely tokens, and those equal to the k-th; 0 keeps all."""
@@ -41,12 +41,12 @@ class SamplingParams:
     """Keep tokens at least min_p times as likely as the most likely one; 0 keeps all."""
 
     seed: int | None = None
-    """Random numbers come from (seed, sample, output position) alone, so that a request gives the same tokens in
-    any batch, preempted or not. None: a new seed for each request."""
+    """Random numbers come from (seed, sample, output position) alone, so that a request gives the same
+    tokens in any batch, preempted or not. None: a new seed for each request."""
 
     repetition_penalty: float = 1.0
-    """Logits of tokens in the prompt or the output are divided by it if positive, else multiplied (CTRL, Keskar
-    et al. 2019). 1 is off."""
+    """Logits of tokens in the prompt or the output are divided by it if positive, else multiplied (CTRL,
+    Keskar et al. 2019). 1 is off."""
 
     presence_penalty: float = 0.0
     """Subtracted from the logit of each token that the output holds."""
@@ -70,8 +70,8 @@ class SamplingParams:
     """Special tokens (<|im_end|>, ..) give no text."""
 
     logprobs: int | None = None
-    """Return the log-probability of each sampled token and of so many most likely ones; 0: the sampled one's
-    only. They are those of the model itself, before penalties, temperature and filters."""
+    """Return the log-probability of each sampled token and of so many most likely ones; 0: the sampled
+    alone. They are those of the model itself, before penalties, temperature and filters."""
 
     n: int = 1
     """Samples drawn from the same prompt, each with random numbers of its own."""
@@ -129,7 +129,7 @@ _INTEGERS: tuple[tuple[str, int, int | None], ...] = (  # field, smallest, large
     ("n", 1, None),
 )
 
-# The bounds of temperature and repetition_penalty keep fp32 logits finite; they lie far outside sensible use.
+# The bounds of temperature and repetition_penalty keep fp32 logits finite; sensible values lie far inside.
 _NUMBERS: tuple[tuple[str, float, float], ...] = (  # field, smallest, largest
     ("temperature", 0.0, 1000.0),
     ("top_p", 0.0, 1.0),
