@@ -87,7 +87,7 @@ def worst_adapter_waste(shape: ModelShape, page_tokens: int, *, itemsize: int = 
 
 
 def kv_waste(page_tokens: int, sequence_tokens: int = SEQUENCE_TOKENS) -> float:
-    """Share of a sequence's pages that holds no KV; of the last page, (page_tokens - 1) / 2 slots on average."""
+    """Share of a sequence's pages without KV: of the last, (page_tokens - 1) / 2 slots on average."""
     empty = (page_tokens - 1) / 2
     return empty / (sequence_tokens + empty)
 
