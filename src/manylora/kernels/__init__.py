@@ -1,0 +1,23 @@
+"""The operations that multi-LoRA adds to a model, on tensors alone: LoRA products from paged rank rows, paged attention.
+
+Knows no adapter, request or configuration: which rows use what, and where it lies, comes as index records
+(`Segments`, `RankRows`, `PagedSequences`). `reference` says what each operation means; the other backends are faster.
+"""
+
+from manylora.kernels.kv import KvLayout, PagedSequences, write_kv
+from manylora.kernels.ops import available_backends, lora_expand, lora_shrink, paged_attention
+from manylora.kernels.segments import ROW_DTYPES, RankRows, Segments, hidden_layout
+
+__all__ = [
+    "ROW_DTYPES",
+    "Segments",
+    "RankRows",
+    "hidden_layout",
+    "KvLayout",
+    "PagedSequences",
+    "available_backends",
+    "lora_shrink",
+    "lora_expand",
+    "write_kv",
+    "paged_attention",
+]

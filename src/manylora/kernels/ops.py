@@ -1,0 +1,187 @@
+"""The kernels' front door: checks what is passed, says in words what is wrong with it, and hands it to a backend."""
+
+# Shapes: as in segments.py and kv.py; H query heads.
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from manylora.errors import ConfigError, KernelUnavailable
+from manylora.kernels import grouped, grouped_attention, reference
+from manylora.kernels.kv import KvLayout, PagedSequences
+from manylora.kernels.segments import RankRows, Segments
+
+COMPUTE_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+"""What x, y and q may be. Sums are kept in float32, or in float64 for float64."""
+
+
+class Shrink(Protocol):
+    def __call__(self, x: Tensor, pages: Tensor, a: RankRows, segments: Segments) -> Tensor: ...
+
+
+class Expand(Protocol):
+    def __call__(
+        self,
+        y: Tensor,
+        h: Tensor,
+        pages: Tensor,
+        b: RankRows,
+        segments: Segments,
+        h_begin: Tensor,
+        h_stride: Tensor,
+        scaling: Tensor,
+    ) -> None: ...
+
+
+class Attend(Protocol):
+    def __call__(
+        self,
+        q: Tensor,
+        pages: Tensor,
+        layout: KvLayout,
+        layer: int,
+        sequences: PagedSequences,
+        *,
+        scale: float,
+    ) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One implementation of every kernel."""
+
+    shrink: Shrink
+    expand: Expand
+    attend: Attend
+
+
+BACKENDS = {
+    "grouped": Backend(grouped.lora_shrink, grouped.lora_expand, grouped_attention.paged_attention),
+    "reference": Backend(reference.lora_shrink, reference.lora_expand, reference.paged_attention),
+}
+"""All backends by name, the preferred first."""
+
+
+def available_backends() -> tuple[str, ...]:
+    """Names of the backends that run here, the preferred first."""
+    return tuple(BACKENDS)
+
+
+def lora_shrink(
+    x: Tensor,  # [T, D]  fp32, bf16, fp16 or fp64
+    pages: Tensor,  # [num_pages, page_bytes]  uint8, the pool
+    a: RankRows,  # rank rows of lora_a, [rank, D] of each segment
+    segments: Segments,
+    *,
+    backend: str | None = None,
+) -> (
+    Tensor
+):  # [sum over s of entries(s) * rank(s)]  fp32 (fp64 for fp64), segment s as [entries(s), rank(s)]
+    """h = x @ A^T for the rows of each segment with the A of its adapter. `hidden_layout` says where each result lies.
+
+    Raises:
+        ConfigError: a shape, dtype, index or byte offset that does not fit the others.
+        KernelUnavailable: no such backend, or none for this dtype.
+    """
+    chosen = _choose(backend, x.dtype)
+    _check_pages(pages)
+    if x.dim() != 2:
+        raise ConfigError(f"x must be [T, D], got {list(x.shape)}")
+    _check_per_segment("a", len(a.begin), segments)
+    return chosen.shrink(x, pages, a, segments)
+
+
+def lora_expand(
+    y: Tensor,  # [T, O]  added to in place; may be a column slice of a wider tensor
+    h: Tensor,  # from lora_shrink, perhaps of a stack of sites
+    pages: Tensor,  # [num_pages, page_bytes]  uint8, the pool
+    b: RankRows,  # rank rows of lora_b transposed, [rank, O] of each segment
+    segments: Segments,
+    h_begin: Tensor,  # [S]  int64, where the slice of this site begins in h, for the first entry of each segment
+    h_stride: Tensor,  # [S]  int32, from one entry to the next
+    scaling: Tensor,  # [S]  fp32, alpha / rank of each segment's adapter
+    *,
+    backend: str | None = None,
+) -> None:
+    """y[row] += weight[entry] * scaling[s] * (h[entry] @ B_s) for every entry (row, segment s).
+
+    Raises:
+        ConfigError: a shape, dtype, index or byte offset that does not fit the others.
+        KernelUnavailable: no such backend, or none for this dtype.
+    """
+    chosen = _choose(backend, y.dtype)
+    _check_pages(pages)
+    if y.dim() != 2:
+        raise ConfigError(f"y must be [T, O], got {list(y.shape)}")
+    accumulated = torch.float64 if y.dtype == torch.float64 else torch.float32
+    if h.dim() != 1 or h.dtype != accumulated:
+        raise ConfigError(
+            f"h must be [*] {accumulated} for a y of {y.dtype}, got {list(h.shape)} {h.dtype}"
+        )
+    _check_per_segment("b", len(b.begin), segments)
+    for name, tensor, dtype in (
+        ("h_begin", h_begin, torch.int64),
+        ("h_stride", h_stride, torch.int32),
+        ("scaling", scaling, torch.float32),
+    ):
+        if tensor.dtype != dtype:
+            raise ConfigError(f"{name} must be {dtype}, got {tensor.dtype}")
+        _check_per_segment(name, len(tensor), segments)
+    chosen.expand(y, h, pages, b, segments, h_begin, h_stride, scaling)
+
+
+def paged_attention(
+    q: Tensor,  # [T, H, HD]  after rotary embedding
+    pages: Tensor,  # [num_pages, page_bytes]  uint8, the pool; holds the KV of the new tokens too
+    layout: KvLayout,
+    layer: int,
+    sequences: PagedSequences,
+    *,
+    scale: float,
+    backend: str | None = None,
+) -> Tensor:  # [T, H, HD]  of q's dtype
+    """Attention of every new token over its own sequence up to and including itself.
+
+    Raises:
+        ConfigError: a shape, dtype, page or length that does not fit the others.
+        KernelUnavailable: no such backend, or none for this dtype.
+    """
+    chosen = _choose(backend, q.dtype)
+    layout.check_pages(pages)
+    layout.check_layer(layer)
+    if q.dim() != 3 or q.shape[2] != layout.head_dim or q.shape[1] % layout.num_kv_heads:
+        raise ConfigError(
+            f"q must be [T, H, {layout.head_dim}] with H a multiple of {layout.num_kv_heads}, got {list(q.shape)}"
+        )
+    if len(q) != sequences.query_bounds[-1]:
+        raise ConfigError(
+            f"q has {len(q)} rows, but the sequences have {sequences.query_bounds[-1]} new tokens"
+        )
+    return chosen.attend(q, pages, layout, layer, sequences, scale=scale)
+
+
+def _choose(backend: str | None, dtype: torch.dtype) -> Backend:
+    name = next(iter(BACKENDS)) if backend is None else backend
+    if name not in BACKENDS:
+        raise KernelUnavailable(f"no kernel backend is called {name!r}; known: {', '.join(BACKENDS)}")
+    if dtype not in COMPUTE_DTYPES:
+        raise KernelUnavailable(
+            f"no kernel backend computes in {dtype}; tried {name}, which takes {', '.join(map(str, COMPUTE_DTYPES))}"
+        )
+    return BACKENDS[name]
+
+
+def _check_pages(pages: Tensor) -> None:
+    if pages.dtype != torch.uint8 or pages.dim() != 2 or not pages.is_contiguous():
+        raise ConfigError(
+            f"pages must be contiguous [num_pages, page_bytes] torch.uint8, got {list(pages.shape)} {pages.dtype}"
+        )
+
+
+def _check_per_segment(name: str, length: int, segments: Segments) -> None:
+    if length != segments.num_segments:
+        raise ConfigError(f"{name} has {length} values, but there are {segments.num_segments} segments")

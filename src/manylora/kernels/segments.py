@@ -1,0 +1,176 @@
+"""Which rows of a batch use which adapter, and where the rank rows of those adapters lie in the pool.
+
+Knows index tensors only: no adapter, request, page owner or model. The records are made once per step and handed to
+every call of it, so whatever a backend derives from them is kept on them. Do not change their tensors afterwards.
+"""
+
+# Shapes: T rows of the batch, S segments (one adapter each), L entries (row, adapter) of all segments together; a row of a
+# mixture stands in several segments. R rank rows in the table of a step. D, O in- and out-features.
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from manylora.errors import ConfigError
+
+ROW_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+"""What a rank row may be stored in. `Segments.row_dtype` holds positions in this tuple."""
+
+ROW_ITEMSIZE = np.array([dtype.itemsize for dtype in ROW_DTYPES], dtype=np.int64)
+
+
+@dataclass(frozen=True, eq=False)
+class Segments:
+    """The segments of one forward pass, shared by all its sites. Rows without an adapter stand in none.
+
+    Backends work on neighbouring segments of equal length and rank together, so order segments by rank, then by length.
+    """
+
+    rows: Tensor  # [L]  int32, row of x of each entry, segment by segment
+    row_start: Tensor  # [S + 1]  int32, segment s owns entries row_start[s]:row_start[s + 1]
+    weight: Tensor  # [L]  fp32, mixture weight of each entry
+    row_dtype: Tensor  # [S]  uint8, position in ROW_DTYPES of the segment's rank rows
+
+    def __post_init__(self) -> None:
+        check_index("Segments.rows", self.rows, torch.int32)
+        check_index("Segments.row_start", self.row_start, torch.int32)
+        check_index("Segments.weight", self.weight, torch.float32, len(self.rows))
+        check_index("Segments.row_dtype", self.row_dtype, torch.uint8, len(self.row_start) - 1)
+
+    @property
+    def num_segments(self) -> int:
+        return len(self.row_dtype)
+
+    @cached_property
+    def entry_start(self) -> NDArray[np.int64]:
+        """row_start on the host, checked. [S + 1]"""
+        starts = on_host(self.row_start)
+        if (
+            len(starts) == 0
+            or starts[0] != 0
+            or starts[-1] != len(self.rows)
+            or (np.diff(starts) < 0).any()
+        ):
+            raise ConfigError(
+                f"Segments.row_start must rise from 0 to the number of entries ({len(self.rows)}), got {starts.tolist()}"
+            )
+        return starts
+
+    @cached_property
+    def num_entries(self) -> NDArray[np.int64]:
+        """Entries of each segment. [S]"""
+        return np.diff(self.entry_start)
+
+    @cached_property
+    def row_dtype_index(self) -> NDArray[np.int64]:
+        """row_dtype on the host, checked. [S]"""
+        index = on_host(self.row_dtype)
+        if (index >= len(ROW_DTYPES)).any():
+            raise ConfigError(
+                f"Segments.row_dtype holds positions in {ROW_DTYPES}, so less than {len(ROW_DTYPES)}; got {index.max()}"
+            )
+        return index
+
+    def row_bytes(self, width: int) -> NDArray[np.int64]:
+        """Bytes of one rank row of `width` elements of each segment. [S]"""
+        return width * ROW_ITEMSIZE[self.row_dtype_index]
+
+    @cached_property
+    def num_breaks(self) -> NDArray[np.int64]:
+        """How often, up to each entry, a row was not its predecessor plus one: equal numbers mean consecutive rows. [L]"""
+        rows = on_host(self.rows)
+        return np.cumsum(np.diff(rows, prepend=rows[:1]) != 1)
+
+    def first_row(self, begin: int, end: int) -> int | None:
+        """The row of entry `begin` if the entries begin:end name consecutive rows, so that they can be viewed; else None."""
+        consecutive = self.num_breaks[begin] == self.num_breaks[end - 1]
+        return int(self.rows[begin]) if consecutive else None
+
+    @cached_property
+    def kept(self) -> dict[Any, Any]:
+        """What a backend derived from these segments, under keys of its own."""
+        return {}
+
+
+@dataclass(frozen=True, eq=False)
+class RankRows:
+    """Where rank rows lie. The table covers a whole step; begin and end pick one site (or stack of sites) of each segment."""
+
+    offset: Tensor  # [R]  int64, byte offset in the pool of each rank row
+    begin: Tensor  # [S]  int32, segment s uses offset[begin[s]:end[s]]
+    end: Tensor  # [S]  int32, begin[s] == end[s]: the adapter does not touch this site
+
+    def __post_init__(self) -> None:
+        check_index("RankRows.offset", self.offset, torch.int64)
+        check_index("RankRows.begin", self.begin, torch.int32)
+        check_index("RankRows.end", self.end, torch.int32, len(self.begin))
+
+    @cached_property
+    def rank(self) -> NDArray[np.int64]:
+        """Rank rows of each segment. [S]"""
+        begin, end = on_host(self.begin), on_host(self.end)
+        bad = (begin < 0) | (end < begin) | (end > len(self.offset))
+        if bad.any():
+            s = int(bad.argmax())
+            raise ConfigError(
+                f"RankRows of segment {s}: begin {begin[s]} and end {end[s]} must satisfy 0 <= begin <= end <= {len(self.offset)}"
+            )
+        return end - begin
+
+    @cached_property
+    def table_index(self) -> Tensor:
+        """Positions in `offset` of the rank rows of all segments, segment by segment. [sum of rank] int64"""
+        first = np.cumsum(self.rank) - self.rank
+        index = np.arange(self.rank.sum()) + np.repeat(on_host(self.begin) - first, self.rank)
+        return torch.from_numpy(index).to(self.offset.device)
+
+    @cached_property
+    def row_offset(self) -> Tensor:
+        """Byte offsets of the rank rows of all segments, segment by segment. [sum of rank] int64"""
+        return self.offset.index_select(0, self.table_index)
+
+    def check_inside(self, pool_bytes: int, row_bytes: NDArray[np.int64]) -> None:
+        """Refuse a rank row that does not lie in the pool. row_bytes: [S], bytes of one rank row of each segment."""
+        offset = on_host(self.row_offset)
+        bad = (offset < 0) | (offset + np.repeat(row_bytes, self.rank) > pool_bytes)
+        if bad.any():
+            r = int(bad.argmax())
+            s = int(np.searchsorted(np.cumsum(self.rank), r, side="right"))
+            raise ConfigError(
+                f"a rank row of segment {s} lies at byte {offset[r]} and takes {row_bytes[s]} bytes, but the pool has {pool_bytes}"
+            )
+
+    @cached_property
+    def kept(self) -> dict[Any, Any]:
+        """What a backend derived from these rank rows, under keys of its own."""
+        return {}
+
+
+def hidden_layout(a: RankRows, segments: Segments) -> tuple[Tensor, Tensor]:
+    """Return (h_begin [S] int64, h_stride [S] int32) of what `lora_shrink` returns for these rank rows.
+
+    The slice of one site of a stack begins as many columns later as rank rows stand before it in the stack.
+    """
+    size = segments.num_entries * a.rank
+    device = a.offset.device
+    begin = torch.from_numpy(np.cumsum(size) - size).to(device)
+    return begin, torch.from_numpy(a.rank.astype(np.int32)).to(device)
+
+
+def check_index(name: str, tensor: Tensor, dtype: torch.dtype, length: int | None = None) -> None:
+    """Refuse an index tensor that is not one-dimensional, of this dtype and, where given, of this length."""
+    if tensor.dim() != 1 or tensor.dtype != dtype or (length is not None and len(tensor) != length):
+        wanted = "[*]" if length is None else f"[{length}]"
+        raise ConfigError(f"{name} must be {wanted} {dtype}, got {list(tensor.shape)} {tensor.dtype}")
+
+
+def on_host(tensor: Tensor) -> NDArray[np.int64]:
+    """The values of an index tensor as int64, wherever it lives."""
+    return tensor.numpy(force=True).astype(np.int64)
