@@ -48,11 +48,11 @@ class TokenSampler:
 
     def sample(
         self,
-        logits: Tensor,  # [N, V]  fp32, not changed
+        logits: Tensor,  # [N, V]  fp32 or fp64, not changed
         rows: Sequence[SamplingRow],  # N
     ) -> list[SampledToken]:
         """Choose the next token of each row."""
-        assert logits.dtype == torch.float32, logits.dtype
+        assert logits.dtype in (torch.float32, torch.float64), logits.dtype
         assert logits.shape[0] == len(rows), (logits.shape, len(rows))
         token_ids = _largest(logits)
         # A row whose logits are not finite keeps its None; changed scores could only hide that.

@@ -1,0 +1,192 @@
+"""From the mixture of each item in a batch to what the kernels read: segments, and the rank rows of each site.
+
+An item is whatever names one mixture: a sequence of a text batch with its new tokens, an image with its patches.
+Its rows of the activations follow one another.
+
+Letters: S segments (one resident adapter each), L entries (row, adapter), K stacks of the model, M its sites.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from manylora.kernels import RankRows, Segments, ops
+from manylora.models.adapter_pages import ResidentAdapter
+
+WeightedAdapters = tuple[tuple[str, float], ...]
+"""(adapter identity, weight) of one item; empty for the base."""
+
+RowRange = tuple[int, int, float]
+"""Rows begin:end that use an adapter, and its weight for them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """Rows begin:end of the activations, all with one mixture."""
+
+    begin: int
+    end: int
+    mixture: WeightedAdapters
+
+
+class AdapterSet:
+    """The tables of the adapters that meet in one batch, side by side, so that building them is not per step.
+
+    Depends on which adapters meet and in which order, not on which rows use them.
+    """
+
+    def __init__(
+        self, adapters: Sequence[ResidentAdapter], site_stack: npt.NDArray[np.int64], device: torch.device
+    ) -> None:
+        """
+        Args:
+            adapters: one per segment, in order.
+            site_stack: [M], the stack of each site; the sites of a stack follow one another.
+        """
+        # Kept, so that no adapter made later can be taken for one of these.
+        self.adapters = tuple(adapters)
+        self.site_stack = site_stack
+        self.device = device
+        index = [adapter.index for adapter in adapters]
+        sizes = [len(adapter.row_offset) for adapter in adapters]
+        first_row = (np.cumsum(sizes) - sizes)[:, None]  # of each adapter in the joint table
+        row_offset = torch.from_numpy(np.concatenate([a.row_offset for a in adapters])).to(device)
+
+        def rank_rows(
+            begin: npt.NDArray[np.int64],  # [S, K] or [S, M]
+            end: npt.NDArray[np.int64],
+        ) -> list[RankRows | None]:
+            used = (end > begin).any(axis=0)
+            begins = self.columns(first_row + begin, np.int32)
+            ends = self.columns(first_row + end, np.int32)
+            return [
+                RankRows(row_offset, b, e) if u else None
+                for b, e, u in zip(begins, ends, used, strict=True)
+            ]
+
+        stack_begin, stack_end = (
+            np.stack([i.stack_begin for i in index]),
+            np.stack([i.stack_end for i in index]),
+        )
+        self.stack_rank = stack_end - stack_begin  # [S, K]
+        self.site_column = np.stack([i.site_column for i in index])  # [S, M]
+        self.row_dtype = np.array([i.dtype_code for i in index], dtype=np.uint8)  # [S]
+        self.stack_rows = rank_rows(stack_begin, stack_end)  # [K]; None: no adapter touches the stack
+        self.site_rows = rank_rows(  # [M]
+            np.stack([i.site_begin for i in index]), np.stack([i.site_end for i in index])
+        )
+        self.h_stride = self.columns(self.stack_rank[:, site_stack], np.int32)  # [M] of [S]
+        self.scaling = self.columns(np.stack([i.scaling for i in index]), np.float32)  # [M] of [S]
+
+    def columns(self, values: npt.NDArray[np.generic], dtype: type) -> list[Tensor]:
+        """The columns of [S, *] values as tensors of [S], views of one transfer to the device."""
+        return list(torch.from_numpy(np.ascontiguousarray(values.T.astype(dtype))).to(self.device))
+
+
+class LoraBatch:
+    """The LoRA of one forward pass. `apply` adds every row's own mixture to the products of one stack."""
+
+    def __init__(self, pages: Tensor, adapters: AdapterSet, segments: Segments) -> None:
+        """
+        Args:
+            pages: [num_pages, page_bytes] uint8, the pool.
+            adapters: the tables of the segments' adapters.
+            segments: which rows use which adapter.
+        """
+        self._pages = pages
+        self._adapters = adapters
+        self._segments = segments
+        h_size = (
+            segments.num_entries[:, None] * adapters.stack_rank
+        )  # [S, K]  values each segment puts into h
+        h_begin = (np.cumsum(h_size, axis=0) - h_size)[:, adapters.site_stack] + adapters.site_column
+        self._h_begin = adapters.columns(h_begin, np.int64)  # [M] of [S]
+
+    def apply(self, stack: int, x: Tensor, outputs: Sequence[Tensor]) -> None:
+        """Add the mixture of each row to the stack's outputs, in place.
+
+        Args:
+            stack: which stack.
+            x: [T, D], the input that its sites share.
+            outputs: one [T, O] per site of the stack, in order; column slices of the stacked product will do.
+        """
+        adapters = self._adapters
+        rank_rows = adapters.stack_rows[stack]
+        if rank_rows is None:
+            return
+        h = ops.lora_shrink(x, self._pages, rank_rows, self._segments)
+        first = int(np.searchsorted(adapters.site_stack, stack))
+        for site, y in enumerate(outputs, first):
+            rows = adapters.site_rows[site]
+            if rows is not None:
+                ops.lora_expand(
+                    y, h, self._pages, rows, self._segments,
+                    self._h_begin[site], adapters.h_stride[site], adapters.scaling[site],
+                )  # fmt: skip
+
+    def touches(self, stack: int) -> bool:
+        """Whether any adapter of the batch has a site in this stack."""
+        return self._adapters.stack_rows[stack] is not None
+
+
+class LoraBatchBuilder:
+    """Builds the batch of a step, and keeps what the next step is likely to need again.
+
+    While requests decode, the same adapters meet step after step and mostly with the same rows: then the joint
+    tables, or the whole batch, are used again.
+    """
+
+    def __init__(self, pages: Tensor, stacks: Sequence[Sequence[str]]) -> None:
+        self._pages = pages
+        self._site_stack = np.repeat(np.arange(len(stacks)), [len(stack) for stack in stacks])
+        self._adapters: AdapterSet | None = None
+        self._batch: LoraBatch | None = None
+        self._ranges: list[list[RowRange]] = []
+
+    def build(self, items: Sequence[Item], resident: Mapping[str, ResidentAdapter]) -> LoraBatch | None:
+        """Return the batch for these items; None if all of them run the base.
+
+        Args:
+            items: in row order. Kernels are quickest when items with one adapter stand together.
+            resident: the adapters that the items name, by identity.
+        """
+        by_adapter: dict[str, list[RowRange]] = {}
+        for item in items:
+            for identity, weight in item.mixture:
+                by_adapter.setdefault(identity, []).append((item.begin, item.end, weight))
+        if not by_adapter:
+            return None
+        # Compared as objects: an adapter that was evicted and loaded again lies elsewhere.
+        adapters, ranges = tuple(resident[identity] for identity in by_adapter), list(by_adapter.values())
+        if self._adapters is None or self._adapters.adapters != adapters:
+            self._adapters = AdapterSet(adapters, self._site_stack, self._pages.device)
+            self._batch = None
+        if self._batch is None or self._ranges != ranges:
+            segments = _segments(ranges, self._adapters.row_dtype, self._pages.device)
+            self._batch = LoraBatch(self._pages, self._adapters, segments)
+            self._ranges = ranges
+        return self._batch
+
+
+def _segments(
+    ranges_of_segment: list[list[RowRange]], row_dtype: npt.NDArray[np.uint8], device: torch.device
+) -> Segments:
+    """Segments from the row ranges (begin, end, weight) of each."""
+    ranges = np.array([r[:2] for ranges in ranges_of_segment for r in ranges], dtype=np.int64)
+    weights = np.array([r[2] for ranges in ranges_of_segment for r in ranges], dtype=np.float32)
+    lengths = ranges[:, 1] - ranges[:, 0]
+    starts = np.cumsum(lengths) - lengths
+    rows = np.repeat(ranges[:, 0] - starts, lengths) + np.arange(lengths.sum())
+    segment_of_range = np.repeat(np.arange(len(ranges_of_segment)), [len(r) for r in ranges_of_segment])
+    entries = np.bincount(segment_of_range, weights=lengths, minlength=len(ranges_of_segment))
+    row_start = np.concatenate([[0], np.cumsum(entries)])
+    return Segments(
+        rows=torch.from_numpy(rows.astype(np.int32)).to(device),
+        row_start=torch.from_numpy(row_start.astype(np.int32)).to(device),
+        weight=torch.from_numpy(np.repeat(weights, lengths)).to(device),
+        row_dtype=torch.from_numpy(row_dtype).to(device),
+    )

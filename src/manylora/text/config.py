@@ -1,0 +1,61 @@
+"""Settings of the text engine."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from manylora.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EngineConfig:
+    """How much memory the engine takes and how much it does in a step. Device and dtype are the model's."""
+
+    pool_bytes: int = 1 << 30
+    """Bytes of the one pool, which KV and adapters share."""
+
+    page_tokens: int | None = None
+    """Tokens whose KV one page holds; None chooses for the model's shapes, so that adapters waste little."""
+
+    max_batch_tokens: int = 512
+    """Most tokens in one forward pass, of prefill and decode together."""
+
+    max_num_seqs: int = 128
+    """Most sequences that run at a time."""
+
+    prefix_caching: bool = True
+    """Share KV between requests with equal beginnings and equal mixtures."""
+
+    max_pending_loads: int = 32
+    """Most adapters being read, or read and waiting for pages, at a time; bounds host memory."""
+
+    load_threads: int = 4
+    """Threads that read adapters, so that a slow one holds up no other."""
+
+    debug: bool = False
+    """After each step check every manager's integrity, and fill free pages with NaN so that a stray read shows."""
+
+    def __post_init__(self) -> None:
+        for name in ("pool_bytes", "max_batch_tokens", "max_num_seqs", "max_pending_loads", "load_threads"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.page_tokens is not None and self.page_tokens < 1:
+            raise ConfigError(f"page_tokens must be at least 1 or none, got {self.page_tokens}")
+        if self.max_batch_tokens < self.max_num_seqs:
+            raise ConfigError(
+                f"max_batch_tokens ({self.max_batch_tokens}) must be at least max_num_seqs ({self.max_num_seqs}): "
+                "every running sequence decodes one token a step"
+            )
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "EngineConfig":
+        """Make a config from names and values.
+
+        Raises:
+            ConfigError: a name that is no setting; says which are.
+        """
+        known = [field.name for field in fields(cls)]
+        unknown = sorted(name for name in values if name not in known)
+        if unknown:
+            raise ConfigError(f"unknown engine settings {unknown}; known: {known}")
+        return cls(**values)

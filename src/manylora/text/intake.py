@@ -1,0 +1,116 @@
+"""Turns what a caller asks into a request, or refuses it. Runs on the caller's thread and changes nothing."""
+
+from collections.abc import Mapping
+from collections.abc import Sequence as SequenceOf
+from itertools import count
+from typing import Any
+
+from manylora.errors import CapacityError, RequestError
+from manylora.lora.library import AdapterRef, Library
+from manylora.lora.mixture import Mixture, MixtureLike
+from manylora.models.config import LlamaConfig
+from manylora.text.params import SamplingParams
+from manylora.text.sequence import Request
+
+Prompt = str | SequenceOf[int] | SequenceOf[Mapping[str, str]]
+"""Text; token ids; or chat messages [{"role": .., "content": ..}], which the tokenizer's chat template renders."""
+
+
+class Intake:
+    """Knows the limits of model and pool, and where names are looked up."""
+
+    def __init__(
+        self,
+        config: LlamaConfig,
+        tokenizer: Any,
+        library: Library,
+        *,
+        num_pages: int,
+        page_tokens: int,
+        page_bytes: int,
+    ) -> None:
+        self._config = config
+        self._tokenizer = tokenizer
+        self._library = library
+        self._num_pages = num_pages
+        self._page_tokens = page_tokens
+        self._page_bytes = page_bytes
+        self._arrivals = count()
+
+    def request(
+        self, prompt: Prompt, params: SamplingParams, mixture: MixtureLike, request_id: str | None
+    ) -> Request:
+        """Make a request.
+
+        Raises:
+            RequestError: an empty prompt, one longer than the context, a mixture or option that makes no sense.
+            AdapterNotFoundError: a name that the library does not hold.
+            CapacityError: more tokens, or larger adapters, than the whole pool can hold.
+        """
+        tokens = self.tokenize(prompt)
+        parsed = Mixture.parse(mixture)
+        adapters = tuple((self._library.locate(name), weight) for name, weight in parsed.weights)
+        max_tokens = self._max_tokens(len(tokens), params.max_tokens, [ref for ref, _ in adapters])
+        arrival = next(self._arrivals)
+        return Request(
+            request_id=request_id or f"request-{arrival}",
+            arrival=arrival,
+            prompt=tuple(tokens),
+            params=params,
+            max_tokens=max_tokens,
+            mixture=parsed,
+            adapters=adapters,
+        )
+
+    def tokenize(self, prompt: Prompt) -> list[int]:
+        """Return the tokens of a prompt.
+
+        Raises:
+            RequestError: the prompt is empty, holds ids outside the vocabulary, or needs a tokenizer that is not there.
+        """
+        tokens = self._encode(prompt)
+        if not tokens:
+            raise RequestError("the prompt is empty; it must have at least one token")
+        vocab_size = self._config.vocab_size
+        for token in tokens:
+            if not isinstance(token, int) or not 0 <= token < vocab_size:
+                raise RequestError(
+                    f"prompt token {token!r} is no id of the vocabulary, 0 to {vocab_size - 1}"
+                )
+        return tokens
+
+    def _encode(self, prompt: Prompt) -> list[int]:
+        is_chat = not isinstance(prompt, str) and len(prompt) > 0 and isinstance(prompt[0], Mapping)
+        if not isinstance(prompt, str) and not is_chat:
+            return list(prompt)  # type: ignore[arg-type]  # ids, as far as tokenize() finds no fault with them
+        if self._tokenizer is None:
+            raise RequestError("this engine has no tokenizer; give the prompt as token ids")
+        tokens: list[int] = (
+            self._tokenizer.encode(prompt)
+            if isinstance(prompt, str)
+            else self._tokenizer.apply_chat_template(
+                prompt, add_generation_prompt=True, tokenize=True, return_dict=False
+            )
+        )
+        return tokens
+
+    def _max_tokens(self, num_prompt: int, asked: int | None, refs: list[AdapterRef]) -> int:
+        """Return how many tokens the request may have, once context and pool are known to hold it."""
+        context_left = self._config.max_position - num_prompt
+        if context_left < (asked or 1):
+            raise RequestError(
+                f"a prompt of {num_prompt} tokens and {asked or 1} to generate exceed the {self._config.max_position} "
+                f"tokens of the model's context"
+            )
+        # What lies in files is about what lies in pages; the scheduler checks again with the exact number.
+        adapter_pages = sum(-(-ref.num_bytes // self._page_bytes) for ref in refs)
+        pool_left = (self._num_pages - adapter_pages) * self._page_tokens - num_prompt
+        if pool_left < (asked or 1):
+            raise CapacityError(
+                f"a prompt of {num_prompt} tokens, {asked or 1} to generate and adapters of {adapter_pages} pages can "
+                f"never fit: the whole pool has {self._num_pages} pages of {self._page_tokens} tokens or "
+                f"{self._page_bytes} bytes; ask for less, or give the pool more memory"
+            )
+        # A page less for each adapter and the last token, since the estimate may be short by so much.
+        spare = (1 + len(refs)) * self._page_tokens if asked is None else 0
+        return asked or max(1, min(context_left, pool_left - spare))

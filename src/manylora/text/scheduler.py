@@ -1,0 +1,295 @@
+"""Which tokens of which sequences the next step computes, and who has the pages for them. No torch.
+
+    engine.submit -> add -> [waiting] -> schedule -> [running] -> update -> finish
+                               ^                         |
+                               +------- preempt ---------+
+
+Pages are given to running sequences first, oldest first; then waiting ones are admitted in the policy's order. When
+pages run out, adapters held by those who still wait are let go, and then the youngest running sequence is preempted:
+it loses its pages, keeps its tokens, and computes them again when it is admitted anew.
+"""
+
+import struct
+from collections.abc import Iterable
+from dataclasses import dataclass
+from hashlib import blake2b
+from itertools import islice
+from typing import Protocol
+
+from manylora.errors import CapacityError
+from manylora.lora.adapter import AdapterId
+from manylora.memory.pages import PageId
+from manylora.memory.unified import UnifiedMemory
+from manylora.text.policy import Policy
+from manylora.text.sequence import AdapterKey, Sequence
+
+
+class AdapterSupply(Protocol):
+    """Who brings adapters from the library to the pool, beside compute."""
+
+    def lookup(self, key: AdapterKey) -> tuple[AdapterId, int] | None:
+        """Identity and pages of an adapter that is resident, or read and ready to be; None while it is on its way."""
+        ...
+
+    def place(self, identity: AdapterId, pages: list[PageId]) -> None:
+        """Make the adapter resident on these pages; it becomes ready some time later."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Scheduled:
+    """A sequence with the tokens that the step computes for it."""
+
+    sequence: Sequence
+    num_new: int
+
+    @property
+    def samples(self) -> bool:
+        """Whether this brings the sequence to its end, so that a token is sampled."""
+        return self.num_new == self.sequence.num_pending
+
+
+class Scheduler:
+    """Owns the queues and every decision about pages. One thread only."""
+
+    def __init__(
+        self,
+        memory: UnifiedMemory,
+        supply: AdapterSupply,
+        policy: Policy,
+        *,
+        max_batch_tokens: int,
+        max_num_seqs: int,
+    ) -> None:
+        self.memory = memory
+        self.waiting: list[Sequence] = []  # by arrival
+        self.running: list[Sequence] = []  # by arrival
+        self.num_preemptions = 0
+        self._supply = supply
+        self._policy = policy
+        self._max_batch_tokens = max_batch_tokens
+        self._max_num_seqs = max_num_seqs
+        self._rejected: list[tuple[Sequence, CapacityError]] = []
+
+    def add(self, sequence: Sequence) -> None:
+        _insert(self.waiting, sequence)
+
+    def schedule(self) -> list[Scheduled]:
+        """Decide the next step. Empty when nothing can run, for want of requests or of adapters still on their way."""
+        step: dict[int, Scheduled] = {}  # by id of the sequence
+        budget = self._max_batch_tokens
+        # Decodes first: a long prompt must not hold up those who are already answering.
+        for sequence in sorted(self.running, key=lambda s: s.in_prefill):
+            num_new = min(sequence.num_pending, budget)
+            if num_new > 0 and sequence in self.running and self._grow(sequence, num_new, step):
+                step[id(sequence)] = Scheduled(sequence, num_new)
+                budget = self._max_batch_tokens - sum(s.num_new for s in step.values())
+        self._admit(step, budget)
+        return list(step.values())
+
+    def update(self, scheduled: Scheduled, token: int | None) -> None:
+        """Record that the step is done for a sequence, with the token sampled for it if one was due."""
+        sequence = scheduled.sequence
+        was_prefill = sequence.in_prefill
+        sequence.num_computed += scheduled.num_new
+        if token is None:
+            return
+        if was_prefill:
+            self._keep_prefix(sequence)  # the prompt is shared from now on, while its first user still runs
+        sequence.tokens.append(token)
+
+    def remove(self, sequence: Sequence) -> None:
+        """Take a sequence out, wherever it is: it has finished, failed or been cancelled."""
+        queue = self.running if sequence in self.running else self.waiting
+        queue.remove(sequence)
+        self._release_pages(sequence)
+        self._release_adapters(sequence)
+
+    def take_rejected(self) -> list[tuple[Sequence, CapacityError]]:
+        """Hand over the sequences that turned out never to fit; they have been taken out already."""
+        rejected, self._rejected = self._rejected, []
+        return rejected
+
+    def check_fits(self, num_tokens: int, adapter_pages: int = 0) -> None:
+        """Raise CapacityError if tokens and adapters could not fit even in an otherwise empty pool."""
+        needed = -(-num_tokens // self.memory.page_tokens)
+        total = self.memory.pool.num_pages
+        if needed + adapter_pages > total:
+            raise CapacityError(
+                f"a request of up to {num_tokens} tokens (prompt and max_tokens) needs {needed} pages and its "
+                f"adapters {adapter_pages}, but the whole pool has {total}; "
+                "ask for fewer tokens or adapters, or give the pool more memory"
+            )
+
+    def check_integrity(self) -> None:
+        """Assert that queues, pages and adapter references agree."""
+        self.memory.check_integrity()
+        assert not set(map(id, self.waiting)) & set(map(id, self.running))
+        for sequence in self.waiting:
+            assert not sequence.block_table.pages and sequence.num_computed == 0
+        for sequence in self.running:
+            assert sequence.num_computed <= sequence.block_table.capacity_tokens
+            assert all(self.memory.adapters.is_ready(identity) for identity in sequence.held)
+        if not self.waiting and not self.running:
+            assert self.memory.use.kv_in_use == 0, "pages are held though no sequence is left"
+
+    # -- running sequences
+
+    def _grow(self, sequence: Sequence, num_new: int, step: dict[int, Scheduled]) -> bool:
+        """Give a running sequence pages for its new tokens; False if it had to be preempted itself."""
+        needed = sequence.block_table.pages_needed(sequence.num_computed + num_new)
+        while not self.memory.can_alloc(needed):
+            if self._let_go_of_waiting():
+                continue
+            youngest = self.running[-1]
+            step.pop(id(youngest), None)
+            self._preempt(youngest)
+            if youngest is sequence:
+                return False
+        sequence.block_table.grow(self.memory.alloc(needed))
+        return True
+
+    def _preempt(self, sequence: Sequence) -> None:
+        self.num_preemptions += 1
+        self.running.remove(sequence)
+        self._release_pages(sequence)
+        sequence.lifecycle.preempt()
+        _insert(self.waiting, sequence)
+
+    def _let_go_of_waiting(self) -> bool:
+        """Release the adapters that the youngest waiting holder has kept resident; False if nobody holds any."""
+        for sequence in reversed(self.waiting):
+            if sequence.held:
+                self._release_adapters(sequence)
+                return True
+        return False
+
+    # -- waiting sequences
+
+    def _admit(self, step: dict[int, Scheduled], budget: int) -> None:
+        """Start waiting sequences, and place the adapters of those who come next.
+
+        Whoever waits for memory stops those behind it, or it might wait for ever; whoever waits for an adapter to be
+        read stops nobody.
+        """
+        order = self._policy.order(self.waiting, self.running)
+        # Not the whole queue: so many could start if all before them finished now.
+        for sequence in list(islice(order, 2 * self._max_num_seqs)):
+            needs = self._identify(sequence)
+            if needs is None:
+                continue
+            if not self._hold(sequence, needs):
+                # With nothing running nobody will free memory, unless those behind let go of what they hold.
+                if self.running or not self._let_go_of_others(sequence) or not self._hold(sequence, needs):
+                    break
+            if not all(self.memory.adapters.is_ready(identity) for identity in sequence.held):
+                continue
+            if budget == 0 or len(self.running) == self._max_num_seqs or self._awaits_sibling(sequence):
+                continue
+            if not self._start(sequence):
+                if self.running or not self._let_go_of_others(sequence) or not self._start(sequence):
+                    break
+            num_new = min(sequence.num_pending, budget)
+            step[id(sequence)] = Scheduled(sequence, num_new)
+            budget -= num_new
+
+    def _identify(self, sequence: Sequence) -> dict[AdapterId, int] | None:
+        """Return the adapters that a sequence needs, by content, with the pages each takes.
+
+        None while one is still being read, or if they can never fit: then the sequence has been taken out.
+        """
+        found = [self._supply.lookup(key) for key, _ in sequence.request.adapters]
+        needs = dict(entry for entry in found if entry is not None)
+        weights: dict[AdapterId, float] = {}
+        for entry, (_, weight) in zip(found, sequence.request.adapters, strict=True):
+            if entry is None:
+                return None
+            # Two names may point at the same content.
+            weights[entry[0]] = weights.get(entry[0], 0.0) + weight
+        sequence.mixture = tuple(sorted(weights.items()))
+        try:
+            self.check_fits(sequence.num_prompt + sequence.request.max_tokens, sum(needs.values()))
+        except CapacityError as error:
+            self.remove(sequence)
+            self._rejected.append((sequence, error))
+            return None
+        return needs
+
+    def _hold(self, sequence: Sequence, needs: dict[AdapterId, int]) -> bool:
+        """Make sure that the adapters are resident, or becoming so, and stay; False if one does not fit now."""
+        adapters = self.memory.adapters
+        absent = [i for i in needs if i not in sequence.held and adapters.pages(i) is None]
+        # Those that are there first, so that placing the others cannot evict them.
+        for identity in sorted(needs.keys() - set(sequence.held), key=absent.__contains__):
+            if identity in absent:
+                if not self.memory.can_alloc(needs[identity]):
+                    return False
+                self._supply.place(identity, self.memory.alloc(needs[identity]))
+            adapters.acquire(identity)
+            sequence.held.append(identity)
+        return True
+
+    def _let_go_of_others(self, sequence: Sequence) -> bool:
+        """Release what every other waiting sequence holds; False if none held anything."""
+        holders = [other for other in self.waiting if other is not sequence and other.held]
+        for other in holders:
+            self._release_adapters(other)
+        return bool(holders)
+
+    def _awaits_sibling(self, sequence: Sequence) -> bool:
+        """Whether another sample of the same request is computing the prompt, which can then be shared."""
+        return sequence.index > 0 and any(
+            other.request is sequence.request and other.in_prefill for other in self.running
+        )
+
+    def _start(self, sequence: Sequence) -> bool:
+        """Give a waiting sequence pages for all its tokens and move it to running; False if they do not fit."""
+        cached = self.memory.prefixes.match(sequence.tokens, _salt(sequence))
+        needed = -(-len(sequence.tokens) // self.memory.page_tokens) - len(cached)
+        if not self.memory.can_alloc(needed):
+            self.memory.pool.free(cached)
+            return False
+        sequence.block_table.grow([*cached, *self.memory.alloc(needed)])
+        sequence.num_computed = len(cached) * self.memory.page_tokens
+        self.waiting.remove(sequence)
+        _insert(self.running, sequence)
+        sequence.lifecycle.start()
+        return True
+
+    # -- letting go
+
+    def _release_pages(self, sequence: Sequence) -> None:
+        if sequence.block_table.pages:
+            self._keep_prefix(sequence)
+            self.memory.pool.free(sequence.block_table.release())
+        sequence.num_computed = 0
+
+    def _release_adapters(self, sequence: Sequence) -> None:
+        for identity in sequence.held:
+            self.memory.adapters.release(identity)
+        sequence.held.clear()
+
+    def _keep_prefix(self, sequence: Sequence) -> None:
+        computed = sequence.tokens[: sequence.num_computed]
+        self.memory.prefixes.insert(computed, sequence.block_table.pages, _salt(sequence))
+
+
+def _insert(queue: list[Sequence], sequence: Sequence) -> None:
+    """Insert by arrival. Searched from the end, since most sequences are younger than all others."""
+    key = (sequence.request.arrival, sequence.index)
+    place = len(queue)
+    while place > 0 and (queue[place - 1].request.arrival, queue[place - 1].index) > key:
+        place -= 1
+    queue.insert(place, sequence)
+
+
+def _salt(sequence: Sequence) -> bytes:
+    """What the KV of a sequence depends on beside its tokens: the mixture, by content. Empty for the base."""
+    assert sequence.mixture is not None, "a sequence ran before its adapters were known"
+    return mixture_salt(sequence.mixture)
+
+
+def mixture_salt(mixture: Iterable[tuple[AdapterId, float]]) -> bytes:
+    """Identity of a mixture: equal for equal contents and weights, whatever the adapters are called."""
+    packed = b"".join(identity.encode() + struct.pack("<d", weight) for identity, weight in mixture)
+    return blake2b(packed, digest_size=16).digest() if packed else b""
