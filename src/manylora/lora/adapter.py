@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import blake2b
@@ -85,7 +85,7 @@ class Adapter:
             for text in (site, str(pair.lora_a.dtype), str(pair.lora_b.dtype)):
                 digest.update(struct.pack("<q", len(text.encode())) + text.encode())
             shapes = (*pair.lora_a.shape, *pair.lora_b.shape, *kernel)
-            digest.update(struct.pack("<6qd", *shapes, pair.scaling))
+            digest.update(struct.pack("<6qd", *shapes, pair.scaling + 0.0))  # -0.0 is 0.0
             digest.update(_bytes_of(pair.lora_a))
             digest.update(_bytes_of(pair.lora_b))
         return AdapterId(digest.hexdigest())
@@ -120,6 +120,12 @@ class Adapter:
             problem = _shape_problem(pair) or _dtype_problem(pair, self.dtype) or _value_problem(pair)
             if problem:
                 raise AdapterFormatError(f"{self.label}, site '{site}': {problem}")
+
+
+def widest(dtypes: Iterable[torch.dtype]) -> torch.dtype:
+    """The narrowest dtype that holds all `dtypes` exactly: float32 for bfloat16 and float16 together."""
+    distinct = set(dtypes)
+    return distinct.pop() if len(distinct) == 1 else torch.float32
 
 
 def _bytes_of(tensor: Tensor) -> memoryview:

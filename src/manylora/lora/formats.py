@@ -1,0 +1,271 @@
+"""Adapters as directories that PEFT writes and reads: adapter_config.json beside adapter_model.safetensors.
+
+Every tensor and every key of the config is used, or refused by name.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from uuid import uuid4
+
+import torch
+from torch import Tensor
+
+from manylora.errors import AdapterFormatError, AdapterNotFoundError
+from manylora.lora.adapter import Adapter, LoraPair, widest
+from manylora.lora.peft_config import PeftConfig, config_for, parse_config
+from manylora.lora.tensor_file import TensorInfo, decode_tensors, encode_tensors, read_header
+
+CONFIG_FILE = "adapter_config.json"
+TENSOR_FILE = "adapter_model.safetensors"
+
+DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+
+TENSOR_NAME = re.compile(r"base_model\.model\.(?P<site>.+)\.lora_(?P<half>[AB])\.weight")
+
+FOREIGN_TENSORS = {
+    r".*lora_magnitude_vector.*": "DoRA's magnitudes, which rescale the base weight",
+    r".*\.lora_embedding_[AB]": "a LoRA of an embedding; only Linear and Conv2d are served",
+    r".*\.lora_B\.bias": "a bias of lora_B (lora_bias)",
+    r".*\.lora_[AB]\..+\.weight": "a name that holds the adapter's name; PEFT's save_pretrained drops it",
+    r".*\.lora_(down|up)\.weight|.*\.alpha": "a name of kohya's format; convert the file to PEFT's",
+    r".*\.base_layer\..*": "a weight of the base model; save with save_embedding_layers=False",
+    r"base_model\.model\..*": "a whole module that was trained too (modules_to_save)",
+    r".*": "not a name of PEFT, which begin with 'base_model.model.'",
+}
+"""Names met in the wild, and what they are; the first that matches explains the refusal."""
+
+
+@dataclass(frozen=True, slots=True)
+class SiteHeader:
+    """What the headers tell of one site; the words of `LoraPair`."""
+
+    rank: int
+    in_features: int
+    out_features: int
+    scaling: float
+    kernel_size: tuple[int, int] | None
+
+
+@dataclass(frozen=True)
+class AdapterHeader:
+    """All of an adapter but its weights: known from the config and the first bytes of the tensor file."""
+
+    sites: Mapping[str, SiteHeader]
+    dtype: torch.dtype
+    """The dtype that the loaded adapter has."""
+
+    name: str = ""
+    base_model: str | None = None
+
+    @property
+    def ranks(self) -> dict[str, int]:
+        return {site: header.rank for site, header in self.sites.items()}
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the weights of the loaded adapter."""
+        num_values = sum(site.rank * (site.in_features + site.out_features) for site in self.sites.values())
+        return num_values * self.dtype.itemsize
+
+
+def peek_peft(directory: str | Path, name: str | None = None) -> AdapterHeader:
+    """Check and return what is known of an adapter without its weights, of which none is read.
+
+    Raises:
+        AdapterNotFoundError, AdapterFormatError: as `load_peft`, except that values are not seen.
+    """
+    folder = _folder(directory)
+    config = _read_config(folder)
+    with (folder / TENSOR_FILE).open("rb") as file:
+        tensors = read_header(file, folder / TENSOR_FILE)
+    return _header(config, tensors, folder, name)
+
+
+def load_peft(directory: str | Path, name: str | None = None) -> Adapter:
+    """Load an adapter. Tensors keep the dtype of the file; mixed dtypes become one that holds all exactly.
+
+    Args:
+        directory: a PEFT directory, or one of the two files in it.
+        name: for messages; the directory's name by default.
+
+    Raises:
+        AdapterNotFoundError: there is no such directory.
+        AdapterFormatError: a file is missing, broken or holds what is not served; a value is NaN or Inf.
+    """
+    folder = _folder(directory)
+    # A trainer may be writing over the directory: a config must never be paired with another one's weights.
+    stamp = _stamp(folder)
+    config = _read_config(folder)
+    data = (folder / TENSOR_FILE).read_bytes()
+    if _stamp(folder) != stamp:
+        raise AdapterFormatError(f"{folder} changed while it was read; load it again")
+    path = folder / TENSOR_FILE
+    header = _header(config, read_header(io.BytesIO(data), path), folder, name)
+    tensors = decode_tensors(data, path)
+    pairs = {site: _pair(site, header, tensors) for site in header.sites}
+    adapter = Adapter(pairs, name=header.name, base_model=header.base_model)
+    adapter.validate()
+    return adapter
+
+
+def save_peft(adapter: Adapter, directory: str | Path, base_model: str | None = None) -> None:
+    """Write an adapter; loading it gives the same deltas here and in PEFT, and here the same id.
+
+    The files are written aside and renamed: a new directory appears whole. Of a directory that exists the two
+    files are replaced, one right after the other, and other files stay.
+
+    Args:
+        base_model: what PEFT is told the adapter is for; the adapter's own by default.
+
+    Raises:
+        AdapterFormatError: the adapter is not sound, or PEFT's config cannot say one of its scalings.
+    """
+    adapter.validate()
+    scalings = {site: (pair.rank, pair.scaling) for site, pair in adapter.sites.items()}
+    config = config_for(scalings, base_model or adapter.base_model, adapter.label)
+    folder = Path(directory).resolve()
+    aside = folder.with_name(f".{folder.name}.{uuid4().hex}")
+    aside.mkdir(parents=True)
+    try:
+        _write(aside / TENSOR_FILE, encode_tensors(_peft_tensors(adapter)))
+        _write(aside / CONFIG_FILE, (json.dumps(config, indent=2) + "\n").encode())
+        if folder.exists():
+            for file in (TENSOR_FILE, CONFIG_FILE):
+                os.replace(aside / file, folder / file)
+        else:
+            aside.rename(folder)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _folder(path: str | Path) -> Path:
+    """The adapter's directory, which holds both files."""
+    given = Path(path)
+    folder = given.parent if given.name in (CONFIG_FILE, TENSOR_FILE) else given
+    if not folder.is_dir():
+        raise AdapterNotFoundError(f"'{given}' is no directory of an adapter")
+    present = sorted(entry.name for entry in folder.iterdir())
+    for file in (CONFIG_FILE, TENSOR_FILE):
+        if file not in present:
+            raise AdapterFormatError(f"'{folder}' has no {file}; {_what_else(present)}")
+    return folder
+
+
+def _what_else(present: list[str]) -> str:
+    pickles = [name for name in present if name.endswith((".bin", ".pt", ".pth", ".ckpt"))]
+    if pickles:
+        return (
+            f"{pickles[0]} is a pickle, which can run code when it is opened, so it is not read. If you trust "
+            "it, open it with PEFT and save it: PeftModel.from_pretrained(...).save_pretrained(directory)"
+        )
+    return f"it holds {present or 'nothing'}; expected {CONFIG_FILE} and {TENSOR_FILE}, as PEFT saves them"
+
+
+def _stamp(folder: Path) -> list[tuple[int, int, int]]:
+    stats = [(folder / file).stat() for file in (CONFIG_FILE, TENSOR_FILE)]
+    return [(stat.st_ino, stat.st_size, stat.st_mtime_ns) for stat in stats]
+
+
+def _read_config(folder: Path) -> PeftConfig:
+    path = folder / CONFIG_FILE
+    try:
+        values = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise AdapterFormatError(f"{path} is no JSON: {error}") from None
+    if not isinstance(values, dict):
+        raise AdapterFormatError(f"{path} must hold an object, got {type(values).__name__}")
+    return parse_config(values, str(path))
+
+
+def _header(
+    config: PeftConfig, tensors: Mapping[str, TensorInfo], folder: Path, name: str | None
+) -> AdapterHeader:
+    halves = _halves(tensors, folder / TENSOR_FILE)
+    sites = {}
+    for site, (a, b) in sorted(halves.items()):
+        reason = config.why_not(site)
+        if reason:
+            raise AdapterFormatError(f"{folder}: there are weights for site '{site}', but {reason}")
+        sites[site] = _site_header(site, a.shape, b.shape, config, folder)
+    dtype = widest({_dtype(name, info, folder) for name, info in tensors.items()})
+    return AdapterHeader(sites, dtype, folder.name if name is None else name, config.base_model)
+
+
+def _halves(tensors: Mapping[str, TensorInfo], path: Path) -> dict[str, tuple[TensorInfo, TensorInfo]]:
+    """lora_A and lora_B of each site. A tensor that is neither is refused, as is a half without the other."""
+    found: dict[str, dict[str, TensorInfo]] = {}
+    for name, info in tensors.items():
+        match = TENSOR_NAME.fullmatch(name)
+        if match is None:
+            kind = next(kind for pattern, kind in FOREIGN_TENSORS.items() if re.fullmatch(pattern, name))
+            raise AdapterFormatError(f"{path}: tensor '{name}' is not served: {kind}")
+        found.setdefault(match["site"], {})[match["half"]] = info
+    if not found:
+        raise AdapterFormatError(f"{path} holds no LoRA tensor, so the adapter would change nothing")
+    for site, halves in found.items():
+        if len(halves) == 1:
+            here, missing = ("lora_A", "lora_B") if "A" in halves else ("lora_B", "lora_A")
+            raise AdapterFormatError(f"{path}: site '{site}' has a {here} and no {missing}")
+    return {site: (halves["A"], halves["B"]) for site, halves in found.items()}
+
+
+def _site_header(
+    site: str, a: tuple[int, ...], b: tuple[int, ...], config: PeftConfig, folder: Path
+) -> SiteHeader:
+    is_conv = len(a) == len(b) == 4 and b[2:] == (1, 1)
+    if not (is_conv or len(a) == len(b) == 2) or 0 in a + b:
+        raise AdapterFormatError(
+            f"{folder}: site '{site}' has lora_A {list(a)} and lora_B {list(b)}; expected [rank, in] and "
+            "[out, rank] of a Linear or [rank, in, height, width] and [out, rank, 1, 1] of an ungrouped Conv2d"
+        )
+    rank = config.rank(site)
+    if a[0] != rank or b[1] != rank:
+        raise AdapterFormatError(
+            f"{folder}: the config (r, rank_pattern) gives site '{site}' rank {rank}, but lora_A is {list(a)} "
+            f"and lora_B is {list(b)}"
+        )
+    kernel_size = (a[2], a[3]) if is_conv else None
+    in_features = a[1] * a[2] * a[3] if is_conv else a[1]
+    return SiteHeader(rank, in_features, b[0], config.scaling(site), kernel_size)
+
+
+def _dtype(name: str, info: TensorInfo, folder: Path) -> torch.dtype:
+    if info.dtype not in DTYPES:
+        raise AdapterFormatError(
+            f"{folder}: tensor '{name}' is {info.dtype}, expected one of {sorted(DTYPES)}; "
+            "convert it before saving, for instance with model.float().save_pretrained(directory)"
+        )
+    return DTYPES[info.dtype]
+
+
+def _pair(site: str, header: AdapterHeader, tensors: Mapping[str, Tensor]) -> LoraPair:
+    a, b = (tensors[f"base_model.model.{site}.lora_{half}.weight"] for half in "AB")
+    known = header.sites[site]
+    lora_a, lora_b = a.flatten(1).to(header.dtype), b.flatten(1).to(header.dtype)
+    return LoraPair(lora_a, lora_b, known.scaling, known.kernel_size)
+
+
+def _peft_tensors(adapter: Adapter) -> dict[str, Tensor]:
+    tensors = {}
+    for site, pair in adapter.sites.items():
+        a, b = pair.lora_a, pair.lora_b
+        if pair.kernel_size is not None:
+            a, b = a.reshape(pair.rank, -1, *pair.kernel_size), b[:, :, None, None]
+        tensors[f"base_model.model.{site}.lora_A.weight"] = a
+        tensors[f"base_model.model.{site}.lora_B.weight"] = b
+    return tensors
+
+
+def _write(path: Path, data: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())  # or a crash could leave the renamed directory with empty files
