@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from manylora.errors import AdapterMismatchError, CapacityError, ConfigError
 from manylora.lora.adapter import Adapter, AdapterId
-from manylora.lora.formats import check_fits
+from manylora.lora.fit import check_fits
 from manylora.lora.library import AdapterRef, Library
 from manylora.lora.mixture import Mixture, MixtureLike
 from manylora.memory.unified import UnifiedMemory

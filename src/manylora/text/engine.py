@@ -21,7 +21,7 @@ import torch
 from manylora.errors import AdapterError, ConfigError, ManyLoraError, ModelError, RequestError
 from manylora.kernels import KvLayout
 from manylora.lifecycle import TerminalEvent
-from manylora.lora.formats import check_fits
+from manylora.lora.fit import check_fits
 from manylora.lora.library import AdapterRef, Library
 from manylora.lora.mixture import MixtureLike
 from manylora.memory.block_table import BlockTable
