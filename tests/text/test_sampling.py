@@ -110,13 +110,7 @@ def test_filters_cut_by_hand():
     scores = logits.repeat(len(cases), 1)
     got = probabilities(token_weights(scores, [params for params, _ in cases.values()]))
     for row, (name, (_, want)) in zip(got, cases.items(), strict=True):
-        torch.testing.assert_close(
-            row,
-            torch.tensor(want, dtype=torch.float32),
-            atol=1e-6,
-            rtol=1e-6,
-            msg=lambda m, n=name: f"{n}: {m}",
-        )
+        assert row.tolist() == pytest.approx(want, abs=1e-6), name
 
 
 @pytest.mark.parametrize("params", [SamplingParams(top_k=2), SamplingParams(top_p=0.5)])
@@ -271,7 +265,7 @@ def test_draws_follow_the_distribution(params):
 
 
 def test_positions_and_samples_and_seeds_draw_independently():
-    def bits(numbers):
+    def bits(numbers: list[int]) -> np.ndarray:
         return np.unpackbits(np.array(numbers, dtype=np.uint64).view(np.uint8))
 
     by_position = [random_bits(1, i) for i in range(2000)]
@@ -349,7 +343,7 @@ def test_the_draw_depends_on_seed_and_position_only():
     logits = torch.zeros(1, 50_000)
     sampler = TokenSampler()
 
-    def token(seed, prompt, output):
+    def token(seed: int, prompt: list[int], output: list[int]) -> int | None:
         return sampler.sample(logits, [make_row(seed=seed, prompt=prompt, output=output)])[0].token_id
 
     assert token(3, [1, 2], [5, 6]) == token(3, [9], [7, 8])
@@ -367,19 +361,21 @@ def test_logprobs_are_of_the_raw_logits():
     rows = [make_row(params, output=[1, 2]), make_row(), make_row(greedy)]
     tokens = TokenSampler().sample(logits, rows)
     want = logits.double().log_softmax(-1)
-    assert tokens[1].logprobs is None
-    assert tokens[0].logprobs.sampled == pytest.approx(want[0, tokens[0].token_id].item(), abs=1e-5)
-    assert [token_id for token_id, _ in tokens[0].logprobs.top] == want[0].topk(4).indices.tolist()
-    assert [p for _, p in tokens[0].logprobs.top] == pytest.approx(
-        want[0].topk(4).values.tolist(), abs=1e-5
-    )
-    assert tokens[2].logprobs.top == ()
-    assert tokens[2].logprobs.sampled == pytest.approx(want[2].max().item(), abs=1e-5)
+    first, none, last = (token.logprobs for token in tokens)
+    assert none is None
+    assert first is not None
+    assert last is not None
+    assert first.sampled == pytest.approx(want[0, tokens[0].token_id].item(), abs=1e-5)
+    assert [token_id for token_id, _ in first.top] == want[0].topk(4).indices.tolist()
+    assert [p for _, p in first.top] == pytest.approx(want[0].topk(4).values.tolist(), abs=1e-5)
+    assert last.top == ()
+    assert last.sampled == pytest.approx(want[2].max().item(), abs=1e-5)
 
 
 def test_more_logprobs_than_tokens_gives_all_tokens():
-    token = TokenSampler().sample(make_logits(1, 5), [make_row(SamplingParams(logprobs=20))])[0]
-    assert sorted(token_id for token_id, _ in token.logprobs.top) == [0, 1, 2, 3, 4]
+    logprobs = TokenSampler().sample(make_logits(1, 5), [make_row(SamplingParams(logprobs=20))])[0].logprobs
+    assert logprobs is not None
+    assert sorted(token_id for token_id, _ in logprobs.top) == [0, 1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])

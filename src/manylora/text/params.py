@@ -4,7 +4,7 @@ Names and meanings are those of the OpenAI API and of vLLM; where transformers d
 (temperature, top_k, top_p, min_p, repetition_penalty), the numbers are those of its logits processors.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, NoReturn
 
@@ -54,10 +54,10 @@ class SamplingParams:
     frequency_penalty: float = 0.0
     """Subtracted from the logit of each token as many times as the output holds it."""
 
-    stop: tuple[str, ...] = ()
+    stop: Sequence[str] = ()
     """Strings that end the text; the text is cut before the earliest one. A str means one string."""
 
-    stop_token_ids: tuple[int, ...] = ()
+    stop_token_ids: Sequence[int] = ()
     """Tokens that end the text, beside the model's own end-of-text tokens."""
 
     ignore_eos: bool = False
