@@ -1,0 +1,208 @@
+"""The decoder of the Llama family, on flat rows. Knows no request, page or adapter: attention and LoRA are given."""
+
+# Shapes: T rows (tokens of all sequences, one after the other), H query heads, KVH key/value heads, HD head_dim,
+# D hidden_size, I intermediate_size, N rows whose logits are wanted.
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Protocol, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from manylora.models.config import LlamaConfig
+from manylora.models.layers import BaseProduct
+from manylora.models.rope import Rotation, inverse_frequencies
+from manylora.models.sites import Stack, site_name, stack_shape
+
+
+class Attention(Protocol):
+    """What the decoder asks for in each layer: the keys and values are the caller's to keep."""
+
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Return [T, H, HD] for q [T, H, HD], k and v [T, KVH, HD], rotated already; not necessarily contiguous."""
+
+
+class LoraHook(Protocol):
+    """What the decoder asks of the layer above, once per layer and stack."""
+
+    def shrink_expand(self, layer: int, stack: Stack, x: Tensor, y: Tensor) -> None:
+        """Add the LoRA of every row in place to y [T, out of the stack], for x [T, in]; both contiguous."""
+
+
+class Llama(nn.Module):
+    """A decoder with stacked base products. Inference only; made by loading.load_model or tiny.tiny_model."""
+
+    embedding: Tensor  # [vocab, D]
+    final_norm: Tensor  # [D]
+    frequencies: Tensor  # [HD / 2]  fp32
+
+    def __init__(self, config: LlamaConfig, *, dtype: torch.dtype, device: torch.device) -> None:
+        super().__init__()
+        self.config = config
+        embedding = torch.empty(config.vocab_size, config.hidden_size, dtype=dtype, device=device)
+        self.register_buffer("embedding", embedding)
+        self.layers = nn.ModuleList(
+            _DecoderLayer(config, i, dtype, device) for i in range(config.num_layers)
+        )
+        self.register_buffer("final_norm", torch.empty(config.hidden_size, dtype=dtype, device=device))
+        self.output = BaseProduct(
+            config.hidden_size, config.vocab_size, bias=False, dtype=dtype, device=device
+        )
+        if config.tie_embeddings:
+            self.output.weight = self.embedding
+        self.register_buffer("frequencies", inverse_frequencies(config.rope, config.head_dim).to(device))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.embedding.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.embedding.device
+
+    @torch.inference_mode()
+    def forward(
+        self,
+        tokens: Tensor,  # [T]  int
+        positions: Tensor,  # [T]  int, place of each token in its sequence
+        attention: Attention,
+        lora: LoraHook | None = None,
+        logit_rows: Tensor | None = None,  # [N]  int, None: all rows
+    ) -> Tensor:  # [N, vocab]  fp32 (fp64 for an fp64 model)
+        """Return the logits of the rows asked for.
+
+        Args:
+            lora: adds the rows' adapters to each stack; None runs the base model.
+        """
+        x = F.embedding(tokens, self.embedding)
+        rotation = Rotation.at(positions, self.frequencies, self.dtype)
+        for layer in self.layers:
+            x = layer(x, rotation, attention, lora)
+        if logit_rows is not None:
+            x = x[logit_rows]
+        x = F.rms_norm(x, self.final_norm.shape, self.final_norm, self.config.rms_norm_eps)
+        logits: Tensor = self.output(x)
+        return logits if self.dtype == torch.float64 else logits.float()
+
+    def parameter_slots(self) -> dict[str, Tensor]:
+        """Return where each tensor of a checkpoint goes, by its name in transformers: views to copy into.
+
+        Valid until `finish`.
+        """
+        slots: dict[str, Tensor] = {
+            "model.embed_tokens.weight": self.embedding,
+            "model.norm.weight": self.final_norm,
+        }
+        if not self.config.tie_embeddings:
+            assert self.output.weight is not None
+            slots["lm_head.weight"] = self.output.weight
+        for layer in self._decoder_layers():
+            slots.update(layer.parameter_slots())
+        return slots
+
+    def finish(self) -> None:
+        """Lay the products out for speed, once all slots are filled."""
+        self.output.finish(keep_dense=self.config.tie_embeddings)
+        for layer in self._decoder_layers():
+            for stack in Stack:
+                layer.product(stack).finish()
+
+    def base_product(self, layer: int, stack: Stack) -> BaseProduct:
+        """The dense product of a stack, for who wants its weight or implementation."""
+        return self._decoder_layers()[layer].product(stack)
+
+    def _decoder_layers(self) -> list[_DecoderLayer]:
+        return cast("list[_DecoderLayer]", list(self.layers))
+
+
+class _DecoderLayer(nn.Module):
+    """Attention and MLP with their norms; x is the residual stream."""
+
+    attention_norm: Tensor  # [D]
+    mlp_norm: Tensor  # [D]
+    q_norm: Tensor | None  # [HD]
+    k_norm: Tensor | None  # [HD]
+
+    def __init__(self, config: LlamaConfig, index: int, dtype: torch.dtype, device: torch.device) -> None:
+        super().__init__()
+        self.index = index
+        self.num_heads, self.num_kv_heads = config.num_heads, config.num_kv_heads
+        self.head_dim, self.eps = config.head_dim, config.rms_norm_eps
+        self.qkv = _stacked(config, Stack.QKV, config.qkv_bias, dtype, device)
+        self.o = _stacked(config, Stack.O, config.o_bias, dtype, device)
+        self.gate_up = _stacked(config, Stack.GATE_UP, config.mlp_bias, dtype, device)
+        self.down = _stacked(config, Stack.DOWN, config.mlp_bias, dtype, device)
+        self._columns = {stack: stack_shape(config, stack).columns for stack in Stack}
+        for name in ("attention_norm", "mlp_norm"):
+            self.register_buffer(name, torch.empty(config.hidden_size, dtype=dtype, device=device))
+        for name in ("q_norm", "k_norm"):
+            weight = torch.empty(config.head_dim, dtype=dtype, device=device) if config.qk_norm else None
+            self.register_buffer(name, weight)
+
+    def product(self, stack: Stack) -> BaseProduct:
+        by_stack = {
+            Stack.QKV: self.qkv,
+            Stack.O: self.o,
+            Stack.GATE_UP: self.gate_up,
+            Stack.DOWN: self.down,
+        }
+        return by_stack[stack]
+
+    def forward(self, x: Tensor, rotation: Rotation, attention: Attention, lora: LoraHook | None) -> Tensor:
+        """Add attention and MLP to x [T, D] in place."""
+        x.add_(self._attend(self._norm(x, self.attention_norm), rotation, attention, lora))
+        x.add_(self._mlp(self._norm(x, self.mlp_norm), lora))
+        return x
+
+    def _attend(self, x: Tensor, rotation: Rotation, attention: Attention, lora: LoraHook | None) -> Tensor:
+        qkv = self._product(Stack.QKV, self.qkv, x, lora)
+        heads = qkv.view(len(x), self.num_heads + 2 * self.num_kv_heads, self.head_dim)
+        num_rotated = self.num_heads + self.num_kv_heads
+        q, k, v = heads[:, : self.num_heads], heads[:, self.num_heads : num_rotated], heads[:, num_rotated:]
+        if self.q_norm is not None and self.k_norm is not None:
+            # Written back so that q and k stay side by side and are rotated at once.
+            q.copy_(self._norm(q, self.q_norm))
+            k.copy_(self._norm(k, self.k_norm))
+        rotation.apply_(heads[:, :num_rotated])
+        attended = attention(self.index, q, k, v).reshape(len(x), self.num_heads * self.head_dim)
+        return self._product(Stack.O, self.o, attended, lora)
+
+    def _mlp(self, x: Tensor, lora: LoraHook | None) -> Tensor:
+        gate, up = self._product(Stack.GATE_UP, self.gate_up, x, lora).chunk(2, dim=-1)
+        return self._product(Stack.DOWN, self.down, F.silu(gate, inplace=True) * up, lora)
+
+    def _product(self, stack: Stack, product: BaseProduct, x: Tensor, lora: LoraHook | None) -> Tensor:
+        y: Tensor = product(x)
+        if lora is not None:
+            lora.shrink_expand(self.index, stack, x, y)
+        return y
+
+    def _norm(self, x: Tensor, weight: Tensor) -> Tensor:
+        return F.rms_norm(x, weight.shape, weight, self.eps)
+
+    def parameter_slots(self) -> dict[str, Tensor]:
+        return dict(self._named_slots())
+
+    def _named_slots(self) -> Iterator[tuple[str, Tensor]]:
+        yield site_name(self.index, "input_layernorm.weight"), self.attention_norm
+        yield site_name(self.index, "post_attention_layernorm.weight"), self.mlp_norm
+        if self.q_norm is not None and self.k_norm is not None:
+            yield site_name(self.index, "self_attn.q_norm.weight"), self.q_norm
+            yield site_name(self.index, "self_attn.k_norm.weight"), self.k_norm
+        for stack in Stack:
+            product = self.product(stack)
+            assert product.weight is not None
+            for member, (begin, end) in zip(stack.members, self._columns[stack], strict=True):
+                yield site_name(self.index, f"{member}.weight"), product.weight[begin:end]
+                if product.bias is not None:
+                    yield site_name(self.index, f"{member}.bias"), product.bias[begin:end]
+
+
+def _stacked(
+    config: LlamaConfig, stack: Stack, bias: bool, dtype: torch.dtype, device: torch.device
+) -> BaseProduct:
+    shape = stack_shape(config, stack)
+    return BaseProduct(shape.in_features, shape.out_features, bias=bias, dtype=dtype, device=device)
