@@ -17,7 +17,7 @@ _Key = tuple[PageId | bytes, bytes]
 @dataclass(frozen=True, slots=True)
 class PrefixCacheStats:
     hit_tokens: int
-    """Tokens whose KV `match` handed out."""
+    """Tokens whose KV `match` handed out; a caller that gives the pages back and asks again counts twice."""
     evictions: int
     """Pages given up to somebody else."""
 

@@ -1,6 +1,6 @@
 """What adapters lose to rounding in pages of the chosen size, and in the layouts that were not chosen.
 
-python -m manylora.memory.waste     # prints a table for each model; exits 1 if a model breaks the bound
+    python -m manylora.memory.waste     # prints a table for each model; exits 1 if a model breaks the bound
 
 The reasons for the layout are in docs/decisions/0001-one-pool-of-byte-pages.md.
 """
@@ -75,7 +75,7 @@ KINDS: dict[str, Callable[[ModelShape, int], list[tuple[int, int]]]] = {
 def num_planes_first_fit(runs: Sequence[tuple[int, int]], plane_bytes: int) -> int | None:
     """Planes that hold the rows if no row may cross a plane's end; None if a row is larger than a plane.
 
-    First-fit decreasing, without alignment or order: more than a kernel could be given, to be fair to the layout.
+    First-fit decreasing, without alignment or order: the layout at its best.
     """
     num_rows: Counter[int] = Counter()
     for count, row_bytes in runs:
@@ -101,7 +101,7 @@ def num_planes_first_fit(runs: Sequence[tuple[int, int]], plane_bytes: int) -> i
 def layout_wastes(
     shape: ModelShape, runs: Sequence[tuple[int, int]], page_tokens: int
 ) -> tuple[float, float | None, float | None]:
-    """Waste of an adapter by layout: rows inside pages (ours), rows inside planes, pages of one plane each."""
+    """Waste with rows inside pages (ours), with rows inside planes, and with pages of one plane each."""
     ours = adapter_waste(runs, shape.page_bytes(page_tokens))
     planes = num_planes_first_fit(runs, shape.plane_bytes(page_tokens))
     if planes is None:
@@ -130,9 +130,9 @@ def _percent(waste: float | None) -> str:
 def main() -> int:
     """Print the tables; 1 if adapters or sequences of a model waste more than MAX_WASTE."""
     print(
-        "Waste of adapters (bfloat16). Three layouts at each rank: rows inside pages (ours), rows inside planes,"
+        "Waste of bfloat16 adapters with rows inside pages (ours), with rows inside planes, and with pages of"
     )
-    print("pages of one plane; - where a row is larger than a plane.")
+    print("one plane each; - where a row is larger than a plane.")
     broken = []
     for shape in MODELS:
         page_tokens = choose_page_tokens(shape)
