@@ -5,10 +5,12 @@
       RequestError              a request that cannot be served as it stands: empty prompt, weight that is not finite
       ModelError                a base model that cannot be loaded: unknown architecture, missing tensor
       DataError                 training data that cannot be used: no rows, malformed row
+      TrainingError             a run that cannot go on: loss not finite, checkpoint unreadable
       AdapterError
         AdapterFormatError      a file or config that is not a LoRA that we read: truncated, DoRA, unknown key
         AdapterMismatchError    a sound adapter that does not fit this base model
         AdapterNotFoundError    a name that no root holds
+        AdapterUnavailableError an adapter that cannot be had now: its root does not answer, the disk is full
       CapacityError             what can never fit (what cannot fit now waits)
       KernelUnavailable         no backend for this device and dtype
 
@@ -36,6 +38,10 @@ class DataError(ManyLoraError):
     """Training data that cannot be used."""
 
 
+class TrainingError(ManyLoraError):
+    """A training run that cannot go on."""
+
+
 class AdapterError(ManyLoraError):
     """Base of what can be wrong with an adapter."""
 
@@ -50,6 +56,10 @@ class AdapterMismatchError(AdapterError):
 
 class AdapterNotFoundError(AdapterError):
     """A name that no root holds."""
+
+
+class AdapterUnavailableError(AdapterError):
+    """An adapter that cannot be had now. Asking again later may help."""
 
 
 class CapacityError(ManyLoraError):

@@ -1,0 +1,187 @@
+"""Where adapters come from: what every root answers, and the root that is a folder. Reads no weights."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol
+
+from manylora.errors import AdapterFormatError, AdapterNotFoundError, ConfigError
+from manylora.lora.formats import CONFIG_FILE, TENSOR_FILE
+from manylora.lora.names import name_problem, quoted
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a root holds under a name at one moment."""
+
+    location: str
+    """The folder with all links resolved, or the URL (without credentials)."""
+
+    version: str
+    """Changes when either file is replaced or rewritten: equal versions of a location, equal content."""
+
+    num_bytes: int
+    """Size of the weights file."""
+
+
+class Source(Protocol):
+    """A root: names below it, found and opened."""
+
+    label: str
+    """The root as messages show it."""
+
+    @property
+    def kind(self) -> Literal["folder", "remote"]: ...
+
+    def names(self) -> list[str]:
+        """List all adapters below the root, in any order. Opens no file."""
+
+    def find(self, name: str) -> Found | None:
+        """Return what `name` is now, None if the root holds no such name. `name` has passed `check_name`.
+
+        Raises:
+            AdapterNotFoundError: it leads out of the root.
+            AdapterFormatError: it is there, and is no adapter that can be read.
+            AdapterUnavailableError: the root cannot be asked.
+        """
+
+    def name_of(self, location: str) -> str | None:
+        """Return the name of an absolute path or URL below the root, None if it does not lie below."""
+
+    def open(self, name: str, found: Found) -> AbstractContextManager[Path]:
+        """Give a local folder with the two files of that very version, for reading inside the `with`.
+
+        `name` is for messages; what is opened is what `found` says.
+
+        Raises:
+            AdapterNotFoundError: that version is gone.
+            AdapterFormatError: a file is not what it should be.
+            AdapterUnavailableError: it cannot be fetched or stored.
+        """
+
+
+class LocalSource:
+    """A local folder. A folder below it is an adapter if it holds adapter_config.json."""
+
+    kind: Literal["folder"] = "folder"
+
+    def __init__(self, root: str | Path) -> None:
+        if not os.fspath(root) or not os.path.isdir(root):
+            raise ConfigError(f"adapter root {os.fspath(root)!r} is not a folder")
+        self.label = os.fspath(root)
+        self._root = os.path.abspath(root)
+
+    def names(self) -> list[str]:
+        """List all adapters below the root. A linked folder is listed itself; what lies below it is not.
+
+        Only folders are read: 10,000 adapters take a fraction of a second.
+        """
+        found: list[str] = []
+        pending = [""]
+        while pending:
+            below = pending.pop()
+            try:
+                with os.scandir(os.path.join(self._root, below)) as entries:
+                    for entry in entries:
+                        name = f"{below}/{entry.name}" if below else entry.name
+                        if entry.name == CONFIG_FILE and below:
+                            found.append(below)
+                        elif name_problem(name):
+                            continue
+                        elif entry.is_dir(follow_symlinks=False):
+                            pending.append(name)
+                        # Not followed further: links may form a loop.
+                        elif entry.is_symlink() and self._is_linked_adapter(entry.path):
+                            found.append(name)
+            except OSError:  # removed since its parent was read, or not readable, which find() reports
+                continue
+        return found
+
+    def find(self, name: str) -> Found | None:
+        folder = os.path.join(self._root, name)
+        try:
+            os.stat(os.path.join(folder, CONFIG_FILE))
+            real = os.path.realpath(folder, strict=True)
+        except PermissionError:
+            raise AdapterNotFoundError(
+                f"adapter {quoted(name)} cannot be read: permission denied"
+            ) from None
+        except (
+            OSError
+        ):  # absent; a file in place of a folder; a loop of links; a name too long for the disk
+            return None
+        if not self._holds(real):
+            raise AdapterNotFoundError(
+                f"adapter {quoted(name)} is a link out of its root; it is not followed"
+            )
+        return self._found(name, real)
+
+    def name_of(self, location: str) -> str | None:
+        if not os.path.isabs(location):
+            return None
+        real = os.path.realpath(location)
+        return os.path.relpath(real, os.path.realpath(self._root)) if self._holds(real) else None
+
+    @contextmanager
+    def open(self, name: str, found: Found) -> Iterator[Path]:
+        self._check_unchanged(name, found)
+        try:
+            yield Path(found.location)
+        finally:
+            # Files replaced while they were read may have been read half old, half new.
+            self._check_unchanged(name, found)
+
+    def _check_unchanged(self, name: str, found: Found) -> None:
+        try:
+            # Links may have been laid since: resolve again, so that nothing outside of the root is read.
+            real = os.path.realpath(found.location, strict=True)
+            now = self._found(name, real) if self._holds(real) else None
+        except OSError:
+            now = None
+        if now != found:
+            raise AdapterNotFoundError(replaced_since(name))
+
+    def _found(self, name: str, folder: str) -> Found:
+        config, weights = (self._file_stat(name, folder, file) for file in (CONFIG_FILE, TENSOR_FILE))
+        # The change time moves with every write and cannot be set back, as the modification time can. The
+        # inode tells two files apart that were renamed into place within one tick of the disk's clock.
+        version = "-".join(f"{s.st_ino:x}.{s.st_ctime_ns:x}.{s.st_size:x}" for s in (config, weights))
+        return Found(location=folder, version=version, num_bytes=weights.st_size)
+
+    def _file_stat(self, name: str, folder: str, file: str) -> os.stat_result:
+        path = os.path.join(folder, file)
+        try:
+            status = os.lstat(path)
+            if stat.S_ISLNK(status.st_mode):
+                if not self._holds(os.path.realpath(path)):
+                    raise AdapterFormatError(f"adapter {quoted(name)}: {file} is a link out of its root")
+                status = os.stat(path)
+        except FileNotFoundError:
+            raise AdapterFormatError(missing_file(name, file)) from None
+        # Opening a named pipe would wait for ever.
+        if not stat.S_ISREG(status.st_mode):
+            raise AdapterFormatError(f"adapter {quoted(name)}: {file} is not a regular file")
+        return status
+
+    def _is_linked_adapter(self, folder: str) -> bool:
+        return os.path.exists(os.path.join(folder, CONFIG_FILE)) and self._holds(os.path.realpath(folder))
+
+    def _holds(self, real: str) -> bool:
+        """Whether a path without links lies below the root, which may be a link and be laid anew."""
+        return real.startswith(os.path.join(os.path.realpath(self._root), ""))
+
+
+def missing_file(name: str, file: str) -> str:
+    return (
+        f"adapter {quoted(name)} has no {file}; expected {CONFIG_FILE} and {TENSOR_FILE} "
+        "(pickled weights, adapter_model.bin, are never read: convert them)"
+    )
+
+
+def replaced_since(name: str) -> str:
+    return f"adapter {quoted(name)} was replaced or removed after it was located; locate it again"
