@@ -132,7 +132,15 @@ class AdapterPages:
                 runs.append(_bytes_of(pair.lora_b.t()))
                 site_range[:, m] = num_rows, num_rows + pair.rank
                 num_rows += pair.rank
-        index = RowIndex(*stack_range, *site_range, column, scaling, _dtype_code(adapter))
+        index = RowIndex(
+            stack_begin=stack_range[0],
+            stack_end=stack_range[1],
+            site_begin=site_range[0],
+            site_end=site_range[1],
+            site_column=column,
+            scaling=scaling,
+            dtype_code=_dtype_code(adapter),
+        )
         return runs, index
 
 

@@ -23,8 +23,9 @@ from torch import Tensor, nn
 from manylora.errors import AdapterMismatchError, CapacityError, ConfigError
 from manylora.lora.adapter import Adapter, AdapterId
 from manylora.lora.fit import check_fits
-from manylora.lora.library import AdapterRef, Library
+from manylora.lora.library import Library
 from manylora.lora.mixture import Mixture, MixtureLike
+from manylora.lora.reader import AdapterRef
 from manylora.memory.unified import UnifiedMemory
 from manylora.models.adapter_pages import AdapterPages, ResidentAdapter
 from manylora.models.lora_batch import Item, LoraBatch, LoraBatchBuilder, WeightedAdapters

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from manylora.kernels import RankRows, Segments, ops
+from manylora.lora.adapter import AdapterId
 from manylora.models.adapter_pages import ResidentAdapter
 
-WeightedAdapters = tuple[tuple[str, float], ...]
+WeightedAdapters = tuple[tuple[AdapterId, float], ...]
 """(adapter identity, weight) of one item; empty for the base."""
 
 RowRange = tuple[int, int, float]
@@ -60,7 +61,7 @@ class AdapterSet:
             begin: npt.NDArray[np.int64],  # [S, K] or [S, M]
             end: npt.NDArray[np.int64],
         ) -> list[RankRows | None]:
-            used = (end > begin).any(axis=0)
+            used: list[bool] = np.greater(end, begin).any(axis=0).tolist()
             begins = self.columns(first_row + begin, np.int32)
             ends = self.columns(first_row + end, np.int32)
             return [
@@ -147,14 +148,16 @@ class LoraBatchBuilder:
         self._batch: LoraBatch | None = None
         self._ranges: list[list[RowRange]] = []
 
-    def build(self, items: Sequence[Item], resident: Mapping[str, ResidentAdapter]) -> LoraBatch | None:
+    def build(
+        self, items: Sequence[Item], resident: Mapping[AdapterId, ResidentAdapter]
+    ) -> LoraBatch | None:
         """Return the batch for these items; None if all of them run the base.
 
         Args:
             items: in row order. Kernels are quickest when items with one adapter stand together.
             resident: the adapters that the items name, by identity.
         """
-        by_adapter: dict[str, list[RowRange]] = {}
+        by_adapter: dict[AdapterId, list[RowRange]] = {}
         for item in items:
             for identity, weight in item.mixture:
                 by_adapter.setdefault(identity, []).append((item.begin, item.end, weight))

@@ -2,7 +2,8 @@
 
 # Shapes: T new tokens of all sequences, N sequences, P pages of the longest.
 
-from collections.abc import Mapping, Sequence as SequenceOf
+from collections.abc import Mapping
+from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from manylora.kernels import PagedSequences
+from manylora.lora.adapter import AdapterId
 from manylora.models.adapter_pages import ResidentAdapter
 from manylora.models.lora_batch import Item, LoraBatch, LoraBatchBuilder, WeightedAdapters
 from manylora.text.scheduler import Scheduled
@@ -37,7 +39,7 @@ class Batch:
 
 def build_batch(
     scheduled: SequenceOf[Scheduled],
-    resident: Mapping[str, ResidentAdapter],
+    resident: Mapping[AdapterId, ResidentAdapter],
     lora: LoraBatchBuilder,
     device: torch.device,
 ) -> Batch:
@@ -91,7 +93,7 @@ def _paged(ordered: list[Scheduled], ends: np.ndarray, device: torch.device) -> 
 
 
 def _by_mixture(
-    scheduled: SequenceOf[Scheduled], resident: Mapping[str, ResidentAdapter]
+    scheduled: SequenceOf[Scheduled], resident: Mapping[AdapterId, ResidentAdapter]
 ) -> list[Scheduled]:
     """Order sequences so that kernels find equal work side by side.
 

@@ -22,12 +22,13 @@ from manylora.errors import AdapterError, ConfigError, ManyLoraError, ModelError
 from manylora.kernels import KvLayout
 from manylora.lifecycle import TerminalEvent
 from manylora.lora.fit import check_fits
-from manylora.lora.library import AdapterRef, Library
+from manylora.lora.library import Library
 from manylora.lora.mixture import MixtureLike
+from manylora.lora.reader import AdapterRef
 from manylora.memory.block_table import BlockTable
+from manylora.memory.page_size import ModelShape, choose_page_tokens
 from manylora.memory.pages import PageId
 from manylora.memory.unified import MemoryUse, UnifiedMemory
-from manylora.memory.waste import choose_page_tokens
 from manylora.models.adapter_pages import AdapterPages
 from manylora.models.llama import Llama
 from manylora.models.lora_batch import LoraBatchBuilder
@@ -396,10 +397,27 @@ def _kv_layout(model: Llama, config: EngineConfig) -> KvLayout:
     shape = model.config
     return KvLayout(
         num_layers=shape.num_layers,
-        page_tokens=config.page_tokens or choose_page_tokens(model_shape(shape, model.dtype.itemsize)),
+        page_tokens=config.page_tokens or _page_tokens(model),
         num_kv_heads=shape.num_kv_heads,
         head_dim=shape.head_dim,
         dtype=model.dtype,
+    )
+
+
+def _page_tokens(model: Llama) -> int:
+    """The page size at which adapters and sequences of this model waste little."""
+    shape = model.config
+    return choose_page_tokens(
+        ModelShape(
+            name=shape.name,
+            num_layers=shape.num_layers,
+            hidden_size=shape.hidden_size,
+            num_heads=shape.num_heads,
+            num_kv_heads=shape.num_kv_heads,
+            head_dim=shape.head_dim,
+            intermediate_size=shape.intermediate_size,
+            kv_itemsize=model.dtype.itemsize,
+        )
     )
 
 

@@ -6,8 +6,9 @@ from itertools import count
 from typing import Any
 
 from manylora.errors import CapacityError, RequestError
-from manylora.lora.library import AdapterRef, Library
+from manylora.lora.library import Library
 from manylora.lora.mixture import Mixture, MixtureLike
+from manylora.lora.reader import AdapterRef
 from manylora.models.config import LlamaConfig
 from manylora.text.params import SamplingParams
 from manylora.text.sequence import Request

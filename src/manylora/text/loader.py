@@ -10,9 +10,11 @@ from collections import Counter
 from collections.abc import Callable, Container
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from threading import RLock
+from typing import Any
 
 from manylora.lora.adapter import Adapter, AdapterId
-from manylora.lora.library import AdapterRef, Library
+from manylora.lora.library import Library
+from manylora.lora.reader import AdapterRef
 from manylora.memory.adapter_cache import AdapterCache
 from manylora.memory.pages import PageId
 from manylora.models.adapter_pages import AdapterImage, AdapterPages, ResidentAdapter
@@ -96,7 +98,7 @@ class AdapterLoader:
 
     def wait(self, timeout_s: float) -> bool:
         """Wait until something on its way arrives, at most so long; False if nothing is on its way."""
-        futures = [*self._reading.values(), *self._copying.values()]
+        futures: list[Future[Any]] = [*self._reading.values(), *self._copying.values()]
         wait(futures, timeout=timeout_s, return_when=FIRST_COMPLETED)
         return bool(futures)
 

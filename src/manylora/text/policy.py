@@ -1,6 +1,7 @@
 """In which order waiting sequences are admitted. A policy orders; what fits is the scheduler's business."""
 
-from collections.abc import Iterable, Sequence as SequenceOf
+from collections.abc import Iterable
+from collections.abc import Sequence as SequenceOf
 from typing import Protocol
 
 from manylora.text.sequence import Sequence

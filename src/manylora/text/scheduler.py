@@ -126,7 +126,8 @@ class Scheduler:
         self.memory.check_integrity()
         assert not set(map(id, self.waiting)) & set(map(id, self.running))
         for sequence in self.waiting:
-            assert not sequence.block_table.pages and sequence.num_computed == 0
+            assert not sequence.block_table.pages
+            assert sequence.num_computed == 0
         for sequence in self.running:
             assert sequence.num_computed <= sequence.block_table.capacity_tokens
             assert all(self.memory.adapters.is_ready(identity) for identity in sequence.held)
