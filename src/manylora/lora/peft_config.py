@@ -58,7 +58,10 @@ class PeftConfig:
         if self.layers_to_transform and site not in self.target_modules:
             layer = self._layer(site)
             if layer not in self.layers_to_transform:
-                return f"layers_to_transform {list(self.layers_to_transform)} lacks its layer {layer}"
+                shown = (
+                    "and it has no layer that PEFT sees" if layer is None else f"without its layer, {layer}"
+                )
+                return f"layers_to_transform is {list(self.layers_to_transform)}, {shown}"
         return None
 
     def _layer(self, site: str) -> int | None:
