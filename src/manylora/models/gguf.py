@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import gguf
 import numpy as np
 import torch
 from torch import Tensor
 
 from manylora.errors import ModelError
 from manylora.models.config import LlamaConfig
+from manylora.models.gguf_file import GgufFile
 from manylora.models.rope import RopeConfig
 from manylora.models.sites import site_name
 
@@ -37,35 +37,26 @@ _USED_KEYS = frozenset(
 
 
 class GgufModel:
-    """One opened file; weights are read and dequantised one at a time."""
+    """One opened file of the llama architecture."""
 
     def __init__(self, path: Path, *, name: str) -> None:
-        try:
-            self._reader = gguf.GGUFReader(path)
-        except (ValueError, OSError, IndexError) as error:
-            raise ModelError(f"model '{name}': {path} cannot be read as GGUF: {error}") from error
         self.name = name
-        self._fields = self._reader.fields
+        self._file = GgufFile(path)
         self.config = self._config()
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield (name as in transformers, fp32 tensor) of every weight."""
-        for tensor in self._reader.tensors:
-            values = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
-            if ".attn_q." in tensor.name:
+        """Yield (name as in transformers, fp32 tensor) of every weight, dequantised when its turn comes."""
+        for name, values in self._file.tensors():
+            if ".attn_q." in name:
                 values = _unpermute(values, self.config.num_heads)
-            elif ".attn_k." in tensor.name:
+            elif ".attn_k." in name:
                 values = _unpermute(values, self.config.num_kv_heads)
             # Unquantised tensors come as read-only views of the mapped file, which torch warns about.
             values = np.require(values, dtype=np.float32, requirements=["C", "W"])
-            yield self._hf_name(tensor.name), torch.from_numpy(values)
-
-    def metadata(self, key: str) -> Any:
-        """Return the value of a metadata key, or None where the file has no such key."""
-        return self._fields[key].contents() if key in self._fields else None
+            yield self._hf_name(name), torch.from_numpy(values)
 
     def _config(self) -> LlamaConfig:
-        architecture = self.metadata("general.architecture")
+        architecture = self._file.metadata.get("general.architecture")
         if architecture != "llama":
             raise ModelError(
                 f"model '{self.name}': GGUF architecture {architecture!r} is not served; accepted: llama "
@@ -80,7 +71,7 @@ class GgufModel:
                     f"model '{self.name}': llama.{key} is {self._get(key)}, served only where it is the "
                     f"head's size, {head_dim}"
                 )
-        tensor_names = {tensor.name for tensor in self._reader.tensors}
+        tensor_names = self._file.tensor_names
         if "rope_freqs.weight" in tensor_names:
             raise ModelError(
                 f"model '{self.name}': rope_freqs.weight (Llama 3.1's rope scaling, as a tensor) is not read from "
@@ -101,7 +92,7 @@ class GgufModel:
             tie_embeddings="output.weight" not in tensor_names,
             qkv_bias="blk.0.attn_q.bias" in tensor_names,
             o_bias="blk.0.attn_output.bias" in tensor_names,
-            bos_token_id=self.metadata("tokenizer.ggml.bos_token_id"),
+            bos_token_id=self._file.metadata.get("tokenizer.ggml.bos_token_id"),
             eos_token_ids=self._eos_token_ids(),
         )
 
@@ -119,11 +110,11 @@ class GgufModel:
         )
 
     def _eos_token_ids(self) -> tuple[int, ...]:
-        ids = (self.metadata(f"tokenizer.ggml.{kind}_token_id") for kind in ("eos", "eot"))
+        ids = (self._file.metadata.get(f"tokenizer.ggml.{kind}_token_id") for kind in ("eos", "eot"))
         return tuple(dict.fromkeys(int(token_id) for token_id in ids if token_id is not None))
 
     def _refuse_unknown_keys(self) -> None:
-        keys = [key.removeprefix("llama.") for key in self._fields if key.startswith("llama.")]
+        keys = [key.removeprefix("llama.") for key in self._file.metadata if key.startswith("llama.")]
         refused = {
             f"llama.{key}": self._get(key) for key in keys if key not in _USED_KEYS and self._get(key)
         }
@@ -133,13 +124,13 @@ class GgufModel:
             )
 
     def _get(self, key: str) -> Any:
-        return self.metadata(f"llama.{key}")
+        return self._file.metadata.get(f"llama.{key}")
 
     def _required(self, key: str) -> Any:
         return self._required_field(f"llama.{key}")
 
     def _required_field(self, key: str) -> Any:
-        value = self.metadata(key)
+        value = self._file.metadata.get(key)
         if value is None:
             raise ModelError(f"model '{self.name}': the GGUF lacks {key}")
         return value
