@@ -61,12 +61,12 @@ class AdapterSet:
             begin: npt.NDArray[np.int64],  # [S, K] or [S, M]
             end: npt.NDArray[np.int64],
         ) -> list[RankRows | None]:
-            used: list[bool] = np.greater(end, begin).any(axis=0).tolist()
+            num_rows = (end - begin).sum(axis=0)
             begins = self.columns(first_row + begin, np.int32)
             ends = self.columns(first_row + end, np.int32)
             return [
-                RankRows(row_offset, b, e) if u else None
-                for b, e, u in zip(begins, ends, used, strict=True)
+                RankRows(row_offset, b, e) if n else None
+                for b, e, n in zip(begins, ends, num_rows, strict=True)
             ]
 
         stack_begin, stack_end = (
