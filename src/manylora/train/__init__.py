@@ -1,0 +1,6 @@
+"""Ordinary LoRA fine-tuning, on PEFT and accelerate."""
+
+from manylora.train.text import TrainReport, train_text
+from manylora.train.text_config import TextTrainConfig
+
+__all__ = ["TextTrainConfig", "TrainReport", "train_text"]

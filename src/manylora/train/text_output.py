@@ -1,0 +1,69 @@
+"""What a finished run leaves: a PEFT directory with training.json, whole or not at all."""
+
+import json
+import shlex
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from manylora.errors import ConfigError
+from manylora.train.text_config import TextTrainConfig
+from manylora.train.text_model import TextStudent
+from manylora.training.aside import directory_aside
+
+CONFIG_FILE = "adapter_config.json"
+_DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+
+
+def refuse_to_replace(out: Path) -> None:
+    """Raise ConfigError if `out` holds something that is no adapter: writing would delete it."""
+    if out.exists() and not (out.is_dir() and ((out / CONFIG_FILE).exists() or not any(out.iterdir()))):
+        raise ConfigError(
+            f"out = {out} exists and is no adapter; it would be replaced. Choose another folder"
+        )
+
+
+def write_adapter(student: TextStudent, config: TextTrainConfig, record: dict[str, Any]) -> None:
+    """Write adapter_config.json, adapter_model.safetensors and training.json to `config.out`."""
+    from peft import get_peft_model_state_dict
+    from safetensors.torch import save_file
+
+    # save_embedding_layers "auto" would ask the hub whether the vocabulary grew. It cannot have.
+    tensors = get_peft_model_state_dict(student.model, save_embedding_layers=False)
+    dtype = _DTYPES[config.out_dtype]
+    with directory_aside(config.out) as aside:
+        peft_config = student.model.peft_config["default"]
+        peft_config.base_model_name_or_path = config.base_name or config.model
+        peft_config.save_pretrained(aside)
+        _sort_targets(aside / CONFIG_FILE)
+        save_file(
+            {name: tensor.to("cpu", dtype).contiguous() for name, tensor in tensors.items()},
+            aside / "adapter_model.safetensors",
+            metadata={"format": "pt"},
+        )
+        (aside / "training.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+
+def command_line(config: TextTrainConfig) -> str:
+    """Return the command that repeats a run: every setting that differs from its default."""
+    words = ["manylora", "train", "text"]
+    for setting in fields(config):
+        value = getattr(config, setting.name)
+        if value == setting.default:
+            continue
+        option = "--" + setting.name.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(option if value else "--no-" + option[2:])
+        else:
+            words += [option, ",".join(value) if isinstance(value, tuple) else str(value)]
+    return shlex.join(words)
+
+
+def _sort_targets(path: Path) -> None:
+    """PEFT writes a set, in an order that changes from run to run."""
+    values = json.loads(path.read_text(encoding="utf-8"))
+    if isinstance(values["target_modules"], list):
+        values["target_modules"].sort()
+    path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
