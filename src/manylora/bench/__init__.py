@@ -1,0 +1,1 @@
+"""Workloads and measurements. Imports the engines; nothing of an engine imports it."""

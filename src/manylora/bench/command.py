@@ -1,0 +1,31 @@
+"""What `manylora bench text` does from its settings to its last line."""
+
+from __future__ import annotations
+
+from rich.console import Console
+
+from manylora.bench.config import BenchConfig
+from manylora.bench.records import append_record, records_folder, should_record
+from manylora.bench.report import json_line, print_result
+from manylora.bench.text import run
+from manylora.errors import ConfigError
+
+
+def bench_text(config: BenchConfig) -> None:
+    """Measure, print the table (unless `json`), keep the row, and print it as the last line.
+
+    Raises:
+        ConfigError: the machine is busy; or the row shall be kept and there is no repository to keep it in.
+    """
+    folder = records_folder()
+    if config.record and folder is None:
+        raise ConfigError(
+            "a row can only be kept by code that runs from its repository; leave out --record"
+        )
+    with Console(stderr=True).status("starting") as status:
+        result = run(config, lambda what: status.update(what))
+    if not config.json:
+        print_result(result)
+    if folder is not None and should_record(result):
+        append_record(result, folder)
+    print(json_line(result))

@@ -1,0 +1,158 @@
+"""`manylora bench text`: how fast is the engine with many adapters, beside itself without, its peers and its ceilings?
+
+Baseline: the same engine on the base alone, in the same run. Ceiling: the time that reading and multiplying take at
+the rates measured on this machine (floor.py). Contenders run in turns, A B C A B C, each in a process of its own.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+
+from manylora.bench.adapters import write_adapters
+from manylora.bench.ceilings import measure_ceilings
+from manylora.bench.config import BenchConfig
+from manylora.bench.contender import Job, RunOrder
+from manylora.bench.floor import DecoderCosts, adapter_bytes, layer_products
+from manylora.bench.machine import LoadWatch, refuse_if_busy
+from manylora.bench.result import BenchResult
+from manylora.bench.summary import summarise
+from manylora.bench.worker import Turn, Worker
+from manylora.bench.workload import Distribution, Trace, make_trace
+from manylora.errors import ConfigError
+from manylora.models.config import LlamaConfig
+from manylora.models.loading import load_config
+from manylora.models.sites import base_sites
+
+PEER_BATCHES = (32, 64, 128)
+SEARCH_OUTPUT_TOKENS = 16
+SWITCH_MAX_REQUESTS = 32
+
+Report = Callable[[str], None]
+"""Told in a few words what begins now."""
+
+
+def run(config: BenchConfig, report: Report = lambda _: None) -> BenchResult:
+    """Measure.
+
+    Raises:
+        ConfigError: the machine is busy, unless `force`.
+        RuntimeError: a contender's process died; with what it said.
+    """
+    forced = _check_idle(config)
+    started = datetime.now(UTC).isoformat(timespec="seconds")
+    model = load_config(config.model)
+    trace = _trace(config, model)
+    report("measuring the ceilings")
+    dtype = getattr(torch, config.dtype)
+    ceilings = measure_ceilings(layer_products(model), model.num_layers, dtype, threads=config.num_threads)
+    with _prepared(config, model, trace, report) as job, ExitStack() as workers:
+        turns = _start(config, *job, workers, report)
+        watch = LoadWatch()
+        for repeat in range(config.repeats):
+            for name, turn in turns.items():
+                report(f"run {repeat + 1} of {config.repeats}: {name}")
+                turn.runs.append(turn.worker.run(turn.order))
+        load = watch.stop()
+    return summarise(config, model, trace, ceilings, turns, started=started, load=load, forced=forced)
+
+
+def _check_idle(config: BenchConfig) -> bool:
+    """Whether the machine is busy and the user measures all the same."""
+    try:
+        refuse_if_busy()
+    except ConfigError:
+        if not config.force:
+            raise
+        return True
+    return False
+
+
+def _trace(config: BenchConfig, model: LlamaConfig) -> Trace:
+    return make_trace(
+        num_requests=config.requests,
+        prompt_tokens=config.prompt_tokens,
+        output_tokens=config.output_tokens,
+        vocab_size=model.vocab_size,
+        num_adapters=config.adapters,
+        distribution=Distribution.parse(config.distribution),
+        num_named=config.mixture,
+        seed=config.seed,
+    )
+
+
+@contextmanager
+def _prepared(
+    config: BenchConfig, model: LlamaConfig, trace: Trace, report: Report
+) -> Iterator[tuple[Job, Path]]:
+    """The job with its adapters on disk, as long as it is measured."""
+    with TemporaryDirectory(prefix="manylora-bench-") as folder:
+        report(f"writing {config.adapters} adapters")
+        adapters_folder = Path(folder, "adapters")
+        adapters_folder.mkdir()
+        write_adapters(adapters_folder, base_sites(model), config.adapters, config.rank, config.seed)
+        job = Job(
+            model=config.model,
+            dtype=config.dtype,
+            threads=config.num_threads,
+            adapters_folder=str(adapters_folder),
+            max_batch=config.max_batch,
+            pool_bytes=config.pool_bytes or ample_pool_bytes(config, model, trace),
+            resident=config.resident,
+            trace=trace,
+        )
+        job_file = Path(folder, "job.json")
+        job_file.write_text(json.dumps(job.to_json()))
+        yield job, job_file
+
+
+def _start(
+    config: BenchConfig, job: Job, job_file: Path, workers: ExitStack, report: Report
+) -> dict[str, Turn]:
+    """Every contender, ready, with what it is to do."""
+
+    def start(name: str) -> Worker:
+        report(f"starting {name}")
+        return workers.enter_context(Worker(name, job, job_file))
+
+    engine = start("manylora")
+    turns = {
+        "manylora": Turn(engine, RunOrder()),
+        "base": Turn(engine, RunOrder(base_only=True)),
+    }
+    for name in config.peer:
+        worker = start(name)
+        if name == "peft-switch":
+            # Its time is a request's time as often as there are requests: a few of them tell as much.
+            order = RunOrder(batch=SWITCH_MAX_REQUESTS, max_requests=SWITCH_MAX_REQUESTS)
+        else:
+            report(f"looking for the best batch of {name}")
+            order = RunOrder(batch=_best_batch(worker, config.requests))
+        turns[name] = Turn(worker, order)
+    return turns
+
+
+def _best_batch(worker: Worker, num_requests: int) -> int:
+    """The batch at which a peer is fastest, found on short answers: they decide it as long ones do."""
+    rates = {
+        batch: worker.run(RunOrder(batch=batch, max_output_tokens=SEARCH_OUTPUT_TOKENS)).tokens_per_s
+        for batch in sorted({min(batch, num_requests) for batch in PEER_BATCHES})
+    }
+    return max(rates, key=lambda batch: rates[batch])
+
+
+def ample_pool_bytes(config: BenchConfig, model: LlamaConfig, trace: Trace) -> int:
+    """Room for every adapter of the trace and for the KV of as many requests as run at a time."""
+    token_bytes = DecoderCosts(model, getattr(torch, config.dtype).itemsize).kv_bytes_per_token
+    # Each sequence and each adapter ends with a page that is part full, and packing wastes a few per cent.
+    page_bytes = 64 * token_bytes
+    sequences = min(config.requests, config.max_batch)
+    kv_bytes = sequences * ((config.prompt_tokens + config.output_tokens) * token_bytes + page_bytes)
+    sizes = [adapter_bytes(model, config.rank_of(adapter)) for adapter in trace.adapters]
+    return kv_bytes + sum(int(1.1 * size) + page_bytes for size in sizes)

@@ -1,0 +1,33 @@
+import pytest
+
+from manylora.bench.config import BenchConfig
+from manylora.errors import ConfigError
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"requests": 0}, "requests must be at least 1, got 0"),
+        ({"adapters": -1}, "adapters must be at least 0, got -1"),
+        ({"rank": ()}, r"rank must list ranks of at least 1, got \[\]"),
+        ({"rank": (8, 0)}, r"got \[8, 0\]"),
+        ({"dtype": "int8"}, "unknown dtype 'int8'; known: float32"),
+        ({"peer": ("peft", "vllm")}, r"unknown peers \['vllm'\]; known: transformers, peft, peft-switch"),
+        ({"distribution": "zipf"}, "unknown distribution 'zipf'"),
+        ({"adapters": 2, "mixture": 3}, "mixtures of 3 cannot be drawn from 2 adapters"),
+        ({"adapters": 0, "peer": ("peft",)}, "need adapters"),
+    ],
+)
+def test_settings_that_cannot_be_measured_are_refused(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        BenchConfig(model="m", **settings)
+
+
+def test_ranks_are_dealt_out_in_turn():
+    config = BenchConfig(model="m", rank=(4, 8, 16))
+    assert [config.rank_of(adapter) for adapter in range(5)] == [4, 8, 16, 4, 8]
+
+
+def test_threads_default_to_the_cores_at_hand():
+    assert BenchConfig(model="m").num_threads >= 1
+    assert BenchConfig(model="m", threads=3).num_threads == 3
