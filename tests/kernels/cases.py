@@ -46,7 +46,7 @@ class LoraBatch:
         return replace(self, x=self.x.double(), y=self.y.double())
 
     def delta(self) -> Tensor:
-        """What the LoRA adds to y in float64, from dense matrices: neither pages nor kernels have a part in it. [T, O]"""
+        """What the LoRA adds to y in float64, from dense matrices, without pages or kernels. [T, O]"""
         delta = torch.zeros(self.y.shape, dtype=torch.float64)
         starts = self.segments.row_start.tolist()
         for s, (a, b) in enumerate(zip(self.lora_a, self.lora_b, strict=True)):
@@ -78,10 +78,14 @@ def make_lora_batch(
     dtypes = [row_dtypes[s % len(row_dtypes)] for s in range(len(ranks))]
     lora_a = [_randn(rng, r, D).div(D**0.5).to(dtype) for r, dtype in zip(ranks, dtypes, strict=True)]
     lora_b = [_randn(rng, O, r).to(dtype) for r, dtype in zip(ranks, dtypes, strict=True)]
-    pages, (a, b) = store_rank_rows([lora_a, [b.T for b in lora_b]], page_bytes, rng if shuffle_pages else None)
+    pages, (a, b) = store_rank_rows(
+        [lora_a, [b.T for b in lora_b]], page_bytes, rng if shuffle_pages else None
+    )
     record = Segments(
         rows=torch.tensor(rows, dtype=torch.int32),
-        row_start=torch.tensor([0, *(len(s) for s in segments)], dtype=torch.int32).cumsum(0, dtype=torch.int32),
+        row_start=torch.tensor([0, *(len(s) for s in segments)], dtype=torch.int32).cumsum(
+            0, dtype=torch.int32
+        ),
         weight=torch.tensor([weights[i % len(weights)] for i in range(len(rows))], dtype=torch.float32),
         row_dtype=torch.tensor([ROW_DTYPES.index(dtype) for dtype in dtypes], dtype=torch.uint8),
     )
@@ -173,7 +177,7 @@ def make_attention_batch(
     layer: int = 1,
     seed: int = 0,
 ) -> AttentionBatch:
-    """lengths: (context length with the new tokens, new tokens) of each sequence. Pages are handed out in random order."""
+    """lengths: (context length with the new tokens, new tokens) of each sequence. Their pages come in random order."""
     rng = torch.Generator().manual_seed(seed)
     layout = KvLayout(num_layers, page_tokens, KVH, HD, kv_dtype or dtype)
     needed = [-(-context // page_tokens) for context, _ in lengths]
@@ -197,6 +201,17 @@ def make_attention_batch(
     )
     q = _randn(rng, int(num_new.sum()), H, HD).to(dtype)
     return AttentionBatch(q, pages, layout, layer, sequences, keys, values)
+
+
+def assert_close(got: Tensor, want: Tensor, dtype: torch.dtype, terms: int) -> None:
+    """The one rule: sums of `terms` products kept in fp32 or better and then rounded to dtype, next to the largest."""
+    assert got.shape == want.shape
+    largest = max(
+        4.0, want.abs().max().item() if want.numel() else 0.0
+    )  # 4: what the sum is added to is about N(0, 1)
+    kept = torch.finfo(torch.promote_types(dtype, torch.float32)).eps
+    atol = 2 * (kept * terms**0.5 + torch.finfo(dtype).eps) * largest
+    torch.testing.assert_close(got.double(), want.double(), rtol=0, atol=atol)
 
 
 def _randn(rng: torch.Generator, *shape: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""The operations that multi-LoRA adds to a model, on tensors alone: LoRA products from paged rank rows, paged attention.
+"""What multi-LoRA adds to a model, on tensors alone: LoRA products from paged rank rows, and paged attention.
 
 Knows no adapter, request or configuration: which rows use what, and where it lies, comes as index records
 (`Segments`, `RankRows`, `PagedSequences`). `reference` says what each operation means; the other backends are faster.

@@ -1,12 +1,12 @@
 """Paged attention in torch operations over tiles of sequences, for any device.
 
-A tile is a set of sequences with as many new tokens each and contexts of about one length, small enough to stay in cache.
+A tile is a set of sequences with as many new tokens each and contexts of about one length, small enough for the cache.
 Per tile two index_selects fetch keys and values and one scaled_dot_product_attention does the rest. What depends on the
 sequences alone is computed once per step and kept on them, for all layers.
 """
 
-# Shapes: as in kv.py; H query heads, G = H / KVH of them share a key/value head. In a tile: N sequences of n new tokens
-# each, C tokens of the longest context.
+# Shapes: as in kv.py; H query heads, G = H / KVH of them share a key/value head. In a tile: N sequences of
+# n new tokens each, C tokens of the longest context.
 
 from __future__ import annotations
 
@@ -63,7 +63,8 @@ class AttentionTile:
         self, q: Tensor, out: Tensor, slots: Tensor, layout: KvLayout, layer: int, scale: float
     ) -> None:
         """q, out: [N * n, H, HD], slots: [num_slots, KVH * HD], all pages."""
-        # The planes of a layer lie the same way in every page, so a layer is the same slots read from a later beginning.
+        # The planes of a layer lie the same way in every page, so a layer is the same slots read from a
+        # later beginning.
         for plane in range(2):
             of_layer = slots[(2 * layer + plane) * layout.page_tokens :]
             torch.index_select(of_layer, 0, self.slot, out=self.narrow[plane])
@@ -72,7 +73,8 @@ class AttentionTile:
         N, n, KVH, HD = self.num_sequences, self.num_new, layout.num_kv_heads, layout.head_dim
         keys, values = self.wide.view(2, N, -1, KVH, HD).transpose(2, 3)
         if n == 1:
-            # The query heads that share a key/value head stand as that head's queries: keys are read once, none is repeated.
+            # The query heads that share a key/value head stand as that head's queries: keys are read once,
+            # none is repeated.
             grouped = scaled_dot_product_attention(
                 q.view(N, KVH, -1, HD), keys, values, attn_mask=self.mask, scale=scale
             )
@@ -179,7 +181,7 @@ def _tile(
 def _mask(
     num_tokens: NDArray[np.int64], num_new: int, dtype: torch.dtype, device: torch.device
 ) -> Tensor | None:
-    """What is added to the scores of a tile, [N, 1, n, C]; None where is_causal (or, for one new token, nothing) says it."""
+    """What is added to the scores of a tile [N, 1, n, C]; None where is_causal (for one new token: nothing) says it."""
     context_len = int(num_tokens.max())
     if (num_tokens == context_len).all() and num_new in (1, context_len):
         return None

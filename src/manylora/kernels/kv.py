@@ -1,11 +1,11 @@
 """Where the keys and values of a step's sequences lie in the pool, and how new ones are written there.
 
-Knows index tensors only. A page holds the KV of `page_tokens` tokens, one plane per layer, so that one block table serves
-all layers.
+Knows index tensors only. A page holds the KV of `page_tokens` tokens, one plane per layer, so that one block table
+serves all layers.
 """
 
-# Shapes: N sequences, P pages of the longest of them, T new tokens of all sequences together, KVH key/value heads,
-# HD head dimension.
+# Shapes: N sequences, P pages of the longest of them, T new tokens of all sequences together, KVH key/value
+# heads, HD head dimension.
 
 from __future__ import annotations
 

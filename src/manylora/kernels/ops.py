@@ -78,19 +78,19 @@ def lora_shrink(
     segments: Segments,
     *,
     backend: str | None = None,
-) -> (
-    Tensor
-):  # [sum over s of entries(s) * rank(s)]  fp32 (fp64 for fp64), segment s as [entries(s), rank(s)]
-    """h = x @ A^T for the rows of each segment with the A of its adapter. `hidden_layout` says where each result lies.
+) -> Tensor:
+    """h = x @ A^T for the rows of each segment with the A of its adapter.
 
+    Returns:
+        [sum over s of entries(s) * rank(s)] fp32 (fp64 for fp64): segment s as [entries(s), rank(s)], one after
+        another; `hidden_layout` says where each begins.
     Raises:
         ConfigError: a shape, dtype, index or byte offset that does not fit the others.
         KernelUnavailable: no such backend, or none for this dtype.
     """
     chosen = _choose(backend, x.dtype)
     _check_pages(pages)
-    if x.dim() != 2:
-        raise ConfigError(f"x must be [T, D], got {list(x.shape)}")
+    _check_rows("x", x, segments)
     _check_per_segment("a", len(a.begin), segments)
     return chosen.shrink(x, pages, a, segments)
 
@@ -115,8 +115,7 @@ def lora_expand(
     """
     chosen = _choose(backend, y.dtype)
     _check_pages(pages)
-    if y.dim() != 2:
-        raise ConfigError(f"y must be [T, O], got {list(y.shape)}")
+    _check_rows("y", y, segments)
     accumulated = torch.float64 if y.dtype == torch.float64 else torch.float32
     if h.dim() != 1 or h.dtype != accumulated:
         raise ConfigError(
@@ -179,6 +178,14 @@ def _check_pages(pages: Tensor) -> None:
     if pages.dtype != torch.uint8 or pages.dim() != 2 or not pages.is_contiguous():
         raise ConfigError(
             f"pages must be contiguous [num_pages, page_bytes] torch.uint8, got {list(pages.shape)} {pages.dtype}"
+        )
+
+
+def _check_rows(name: str, tensor: Tensor, segments: Segments) -> None:
+    if tensor.dim() != 2 or len(tensor) < segments.num_rows:
+        raise ConfigError(
+            f"{name} must be two-dimensional with at least the {segments.num_rows} rows that the segments name, "
+            f"got {list(tensor.shape)}"
         )
 
 

@@ -51,17 +51,16 @@ def lora_expand(
 def paged_attention(
     q: Tensor, pages: Tensor, layout: KvLayout, layer: int, sequences: PagedSequences, *, scale: float
 ) -> Tensor:
-    """Causal attention of each new token over its sequence, one token and one head at a time. See ops.paged_attention."""
+    """Causal attention of each new token over its sequence, one row and one head at a time. See ops.paged_attention."""
     compute = torch.promote_types(q.dtype, torch.float32)
+    table = sequences.check_pages(len(pages), layout.page_tokens)
     planes = layout.planes(pages, layer)
     group = q.shape[1] // layout.num_kv_heads
     out = torch.empty_like(q)
     for i, context_len in enumerate(sequences.context_len.tolist()):
         begin, end = sequences.query_start[i : i + 2].tolist()
         slots = [divmod(t, layout.page_tokens) for t in range(context_len)]
-        tokens = [
-            planes[int(sequences.block_table[i, p]), :, at].to(compute) for p, at in slots
-        ]  # each [2, KVH, HD]
+        tokens = [planes[int(table[i, page]), :, at].to(compute) for page, at in slots]  # each [2, KVH, HD]
         for row in range(begin, end):
             visible = torch.stack(tokens[: context_len - (end - 1 - row)])
             for head in range(q.shape[1]):

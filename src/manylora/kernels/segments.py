@@ -4,8 +4,9 @@ Knows index tensors only: no adapter, request, page owner or model. The records 
 every call of it, so whatever a backend derives from them is kept on them. Do not change their tensors afterwards.
 """
 
-# Shapes: T rows of the batch, S segments (one adapter each), L entries (row, adapter) of all segments together; a row of a
-# mixture stands in several segments. R rank rows in the table of a step. D, O in- and out-features.
+# Shapes: T rows of the batch, S segments (one adapter each), L entries (row, adapter) of all segments
+# together; a row of a mixture stands in several segments. R rank rows in the table of a step. D, O in- and
+# out-features.
 
 from __future__ import annotations
 
@@ -59,7 +60,8 @@ class Segments:
             or (np.diff(starts) < 0).any()
         ):
             raise ConfigError(
-                f"Segments.row_start must rise from 0 to the number of entries ({len(self.rows)}), got {starts.tolist()}"
+                f"Segments.row_start must rise from 0 to the number of entries ({len(self.rows)}), "
+                f"got {starts.tolist()}"
             )
         return starts
 
@@ -83,13 +85,21 @@ class Segments:
         return width * ROW_ITEMSIZE[self.row_dtype_index]
 
     @cached_property
+    def num_rows(self) -> int:
+        """How many rows x must have at least: one more than the highest that is named."""
+        rows = on_host(self.rows)
+        if (rows < 0).any():
+            raise ConfigError(f"Segments.rows must not be negative, got {rows.min()}")
+        return int(rows.max(initial=-1)) + 1
+
+    @cached_property
     def num_breaks(self) -> NDArray[np.int64]:
-        """How often, up to each entry, a row was not its predecessor plus one: equal numbers mean consecutive rows. [L]"""
+        """How often, up to each entry, a row was not its predecessor plus one: equal counts, consecutive rows. [L]"""
         rows = on_host(self.rows)
         return np.cumsum(np.diff(rows, prepend=rows[:1]) != 1)
 
     def first_row(self, begin: int, end: int) -> int | None:
-        """The row of entry `begin` if the entries begin:end name consecutive rows, so that they can be viewed; else None."""
+        """The row of entry `begin` if entries begin:end name consecutive rows, which can be viewed; else None."""
         consecutive = self.num_breaks[begin] == self.num_breaks[end - 1]
         return int(self.rows[begin]) if consecutive else None
 
@@ -101,7 +111,7 @@ class Segments:
 
 @dataclass(frozen=True, eq=False)
 class RankRows:
-    """Where rank rows lie. The table covers a whole step; begin and end pick one site (or stack of sites) of each segment."""
+    """Where rank rows lie. The table covers a whole step; begin and end pick one site, or stack of sites."""
 
     offset: Tensor  # [R]  int64, byte offset in the pool of each rank row
     begin: Tensor  # [S]  int32, segment s uses offset[begin[s]:end[s]]
@@ -120,7 +130,8 @@ class RankRows:
         if bad.any():
             s = int(bad.argmax())
             raise ConfigError(
-                f"RankRows of segment {s}: begin {begin[s]} and end {end[s]} must satisfy 0 <= begin <= end <= {len(self.offset)}"
+                f"RankRows of segment {s}: begin {begin[s]} and end {end[s]} must satisfy "
+                f"0 <= begin <= end <= {len(self.offset)}"
             )
         return end - begin
 
@@ -139,12 +150,15 @@ class RankRows:
     def check_inside(self, pool_bytes: int, row_bytes: NDArray[np.int64]) -> None:
         """Refuse a rank row that does not lie in the pool. row_bytes: [S], bytes of one rank row of each segment."""
         offset = on_host(self.row_offset)
+        if len(offset) == 0 or (offset.min() >= 0 and offset.max() + row_bytes.max() <= pool_bytes):
+            return
         bad = (offset < 0) | (offset + np.repeat(row_bytes, self.rank) > pool_bytes)
         if bad.any():
             r = int(bad.argmax())
             s = int(np.searchsorted(np.cumsum(self.rank), r, side="right"))
             raise ConfigError(
-                f"a rank row of segment {s} lies at byte {offset[r]} and takes {row_bytes[s]} bytes, but the pool has {pool_bytes}"
+                f"a rank row of segment {s} lies at byte {offset[r]} and takes {row_bytes[s]} bytes, "
+                f"but the pool has {pool_bytes}"
             )
 
     @cached_property
@@ -173,4 +187,4 @@ def check_index(name: str, tensor: Tensor, dtype: torch.dtype, length: int | Non
 
 def on_host(tensor: Tensor) -> NDArray[np.int64]:
     """The values of an index tensor as int64, wherever it lives."""
-    return tensor.numpy(force=True).astype(np.int64)
+    return tensor.numpy(force=True).astype(np.int64, copy=False)

@@ -1,9 +1,10 @@
-"""Cuts the segments of a call into tiles: runs of neighbours that one batched product serves. Knows no x, y or h.
+"""Cuts the rank rows of a call into tiles that stay in cache, and each tile into batched products.
 
-A tile's segments have the same number of entries, rank and dtype, and their rank rows together stay in cache.
+Knows how many entries and rank rows each segment has; neither where rank rows lie nor any x, y or h.
 """
 
-# Shapes: as in segments.py. In a tile: N segments of n entries each, r rank rows a segment, W elements a rank row.
+# Shapes: as in segments.py. In a product: N segments of n entries each, r rank rows a segment.
+# W elements of a rank row (D or O).
 
 from __future__ import annotations
 
@@ -15,116 +16,151 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from manylora.kernels.segments import ROW_DTYPES, RankRows, Segments
+from manylora.kernels.segments import ROW_DTYPES, Segments
 
 TILE_BYTES = 4 << 20
-"""Cap of what a tile holds in scratch at a time: widened rank rows and products."""
+"""Widened rank rows of a tile. From 1 to 16 MiB measured within a third of each other, 4 MiB best."""
+
+
+@dataclass(frozen=True, slots=True)
+class Product:
+    """N neighbouring segments with n entries and r rank rows each: one batched matrix product."""
+
+    shape: tuple[int, int, int]  # N, n, r
+    weights: Tensor  # [N, r, W]  their rank rows, once the tile is fetched
+    delta: Tensor  # [N, n, W]  room for h @ weights
+    rows: Tensor  # [N * n]  int32, row of each entry
+    first_row: int | None  # the first of them where they are consecutive, so that they can be viewed
+
+    @property
+    def num_hidden(self) -> int:
+        N, n, r = self.shape
+        return N * n * r
+
+    def take(self, x: Tensor) -> Tensor:
+        """The rows of x that the entries name. -> [N, n, D]"""
+        N, n, _ = self.shape
+        taken = (
+            x.index_select(0, self.rows) if self.first_row is None else x.narrow(0, self.first_row, N * n)
+        )
+        return taken.view(N, n, -1)
+
+    def add_to(self, y: Tensor, h: Tensor) -> None:
+        """y[rows] += h [N, n, r] @ weights, where several entries may name a row."""
+        N, n, _ = self.shape
+        if self.first_row is None:
+            delta = torch.bmm(h, self.weights, out=self.delta)
+            y.index_add_(0, self.rows, delta.flatten(0, 1).to(y.dtype))
+            return
+        y = self.take(y)
+        # Adding within the product saves two passes over y, but torch runs strided results one segment at a
+        # time.
+        if y.dtype == h.dtype and (y.is_contiguous() or n >= 8 or N == 1):
+            y.baddbmm_(h, self.weights)
+        else:
+            y.add_(torch.bmm(h, self.weights, out=self.delta))
 
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """N neighbouring segments with n entries and r rank rows each, and the scratch that they are fetched into."""
+    """Neighbouring rank rows of one dtype, the scratch that they are fetched into, and the products that use them."""
 
-    shape: tuple[int, int, int]  # N, n, r
-    first_segment: int
-    first_entry: int
-    rows: Tensor  # [N * n]  int32, row of each entry
-    first_row: int | None  # the first of them where they are consecutive
-    row_offset: Tensor  # [N * r]  int64, byte offset of each rank row
-    raw: Tensor  # [N * r, row bytes]  uint8
-    narrow: Tensor  # [N * r, W]  the same bytes in the dtype that they are stored in
-    wide: Tensor  # [N * r, W]  in the compute dtype; `narrow` itself where that is the same
+    rank_rows: slice  # of RankRows.row_offset
+    narrow: Tensor  # [num, W]  in the dtype that they are stored in
+    wide: Tensor  # [num, W]  in the compute dtype; `narrow` itself where that is the same
+    products: list[Product]
 
-    def fetch(self, pool: Tensor) -> Tensor:
-        """The rank rows in the compute dtype, valid until the next fetch. pool: all pages, flat. -> [N, r, W]"""
-        # Row i of `windows` is the row that begins at byte i of the pool, so a byte offset is an index: rank rows may lie at
-        # any alignment, and one call copies each whole.
-        row_bytes = self.raw.shape[1]
+    def fetch(self, pool: Tensor, offset: Tensor) -> None:
+        """Fill the weights of the products; they stay until the next fetch. pool: all bytes, offset: [num] int64."""
+        # Row i of `windows` is the rank row that would begin at byte i of the pool. So a byte offset is an
+        # index, rank rows may lie anywhere, and one call copies each of them whole.
+        row_bytes = self.narrow.shape[1] * self.narrow.itemsize
         windows = pool.as_strided((pool.numel() - row_bytes + 1, row_bytes), (1, 1))
-        torch.index_select(windows, 0, self.row_offset, out=self.raw)
+        torch.index_select(windows, 0, offset, out=self.narrow.view(torch.uint8))
         if self.wide is not self.narrow:
             self.wide.copy_(self.narrow)
-        return self.wide.view(self.shape[0], self.shape[2], -1)
-
-    def take(self, x: Tensor) -> Tensor:
-        """The rows of x that the entries name, viewed where they are consecutive. -> [N, n, D]"""
-        num_segments, num_entries, _ = self.shape
-        if self.first_row is None:
-            taken = x.index_select(0, self.rows)
-        else:
-            taken = x.narrow(0, self.first_row, num_segments * num_entries)
-        return taken.view(num_segments, num_entries, -1)
-
-    def add(self, y: Tensor, delta: Tensor) -> None:
-        """Add delta [N, n, O] to the rows of y that the entries name; a row may be named by several."""
-        if self.first_row is None:
-            y.index_add_(0, self.rows, delta.flatten(0, 1).to(y.dtype))
-        else:
-            self.take(y).add_(delta)
 
 
-def cut_tiles(
-    segments: Segments,
-    table: RankRows,
-    width: int,
-    compute: torch.dtype,
-    joined: NDArray[np.bool_] | None = None,
-) -> list[Tile]:
-    """Cut the segments that have entries and rank rows into tiles.
+def cut_tiles(segments: Segments, rank: NDArray[np.int64], width: int, compute: torch.dtype) -> list[Tile]:
+    """Tiles of all segments that have entries and rank rows. Equal calls on the same segments return the same list.
 
-    joined: [S - 1], False where a segment may not share a tile with the one before it, for the caller's own reasons.
+    rank: [S] rank rows of each segment, width: elements of each, compute: what they are widened to.
     """
-    num_entries, rank = segments.num_entries, table.rank
-    if segments.num_segments == 0:
-        return []
-    same = (np.diff(num_entries) == 0) & (np.diff(rank) == 0) & (np.diff(segments.row_dtype_index) == 0)
-    if joined is not None:
-        same &= joined
-    tiles = []
-    for first, last in _runs(same):
-        n, r = int(num_entries[first]), int(rank[first])
-        if n == 0 or r == 0:
-            continue
-        max_segments = max(1, TILE_BYTES // ((n + r) * width * compute.itemsize))
-        num_tiles = -(-(last - first) // max_segments)
-        bounds = [first + (last - first) * i // num_tiles for i in range(num_tiles + 1)]
-        tiles += [_tile(segments, table, width, compute, *b) for b in zip(bounds, bounds[1:], strict=False)]
+    key = ("tiles", rank.tobytes(), width, compute)
+    tiles: list[Tile] | None = segments.kept.get(key)
+    if tiles is None:
+        max_rows = max(1, TILE_BYTES // (width * compute.itemsize))
+        runs = list(_runs(segments, rank, max_rows))
+        tiles = [
+            _tile(segments, group, rank, width, compute)
+            for group in _groups(segments, runs, rank, max_rows)
+        ]
+        segments.kept[key] = tiles
     return tiles
 
 
-def _runs(same: NDArray[np.bool_]) -> Iterator[tuple[int, int]]:
-    """Begin and end of each maximal run of segments, given whether each is of one kind with its predecessor. [S - 1]"""
-    starts = [0, *(np.flatnonzero(~same) + 1).tolist(), len(same) + 1]
-    return zip(starts, starts[1:], strict=False)
+def _runs(segments: Segments, rank: NDArray[np.int64], max_rows: int) -> Iterator[tuple[int, int]]:
+    """Begin and end of each run of segments of one kind, so short that its rank rows and products fit a tile."""
+    num_entries, dtype = segments.num_entries, segments.row_dtype_index
+    kinds = list(zip(num_entries.tolist(), rank.tolist(), dtype.tolist(), strict=True))
+    first = 0
+    for s in range(1, len(kinds) + 1):
+        n, r, _ = kinds[first]
+        if s < len(kinds) and kinds[s] == kinds[first] and (s + 1 - first) * (n + r) <= max_rows:
+            continue
+        if n > 0 and r > 0:
+            yield first, s
+        first = s
+
+
+def _groups(
+    segments: Segments, runs: list[tuple[int, int]], rank: NDArray[np.int64], max_rows: int
+) -> Iterator[list[tuple[int, int]]]:
+    """The runs of each tile: neighbours of one dtype whose rank rows fit it together."""
+    dtype = segments.row_dtype_index
+    group: list[tuple[int, int]] = []
+    for first, last in runs:
+        if group:
+            begin, end = group[0][0], group[-1][1]
+            if end != first or dtype[first] != dtype[begin] or rank[begin:last].sum() > max_rows:
+                yield group
+                group = []
+        group.append((first, last))
+    if group:
+        yield group
 
 
 def _tile(
-    segments: Segments, table: RankRows, width: int, compute: torch.dtype, first: int, last: int
+    segments: Segments,
+    runs: list[tuple[int, int]],
+    rank: NDArray[np.int64],
+    width: int,
+    compute: torch.dtype,
 ) -> Tile:
-    """The tile of segments first:last, which are of one kind."""
-    n, r = int(segments.num_entries[first]), int(table.rank[first])
-    entries = slice(int(segments.entry_start[first]), int(segments.entry_start[last]))
-    num_rows = (last - first) * r
-    dtype = ROW_DTYPES[segments.row_dtype_index[first]]
-    raw = scratch(segments, "raw", num_rows * width, dtype)
-    narrow = raw.view(num_rows, width)
-    return Tile(
-        shape=(last - first, n, r),
-        first_segment=first,
-        first_entry=entries.start,
-        rows=segments.rows[entries],
-        first_row=segments.first_row(entries.start, entries.stop),
-        row_offset=table.row_offset.narrow(0, int(table.rank[:first].sum()), num_rows),
-        raw=narrow.view(torch.uint8),
-        narrow=narrow,
-        wide=narrow
+    """The tile of these runs of segments."""
+    first = int(rank[: runs[0][0]].sum())
+    num_rows = int(rank[runs[0][0] : runs[-1][1]].sum())
+    dtype = ROW_DTYPES[segments.row_dtype_index[runs[0][0]]]
+    narrow = scratch(segments, "narrow", num_rows * width, dtype).view(num_rows, width)
+    wide = (
+        narrow
         if dtype == compute
-        else scratch(segments, "wide", num_rows * width, compute).view(num_rows, width),
+        else scratch(segments, "wide", num_rows * width, compute).view(num_rows, width)
     )
+    products, row = [], 0
+    for begin, end in runs:
+        N, n, r = end - begin, int(segments.num_entries[begin]), int(rank[begin])
+        entries = slice(int(segments.entry_start[begin]), int(segments.entry_start[end]))
+        weights = wide[row : row + N * r].view(N, r, width)
+        delta = scratch(segments, "delta", N * n * width, compute).view(N, n, width)
+        first_row = segments.first_row(entries.start, entries.stop)
+        products.append(Product((N, n, r), weights, delta, segments.rows[entries], first_row))
+        row += N * r
+    return Tile(slice(first, first + num_rows), narrow, wide, products)
 
 
 def scratch(segments: Segments, name: str, num_elements: int, dtype: torch.dtype) -> Tensor:
-    """Elements of a buffer that all calls on these segments reuse, because fresh memory costs a page fault per 4 KiB."""
+    """Elements of a buffer that all calls on these segments share: fresh memory costs a page fault per 4 KiB."""
     num_bytes = num_elements * dtype.itemsize
     buffer = segments.kept.get(name)
     if buffer is None or len(buffer) < num_bytes:

@@ -1,0 +1,163 @@
+"""What the front door refuses, and that its words name the thing, what was expected and what came."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from manylora.errors import ConfigError, KernelUnavailable
+from manylora.kernels import (
+    KvLayout,
+    PagedSequences,
+    RankRows,
+    Segments,
+    available_backends,
+    lora_expand,
+    lora_shrink,
+    paged_attention,
+    write_kv,
+)
+from tests.kernels.cases import make_attention_batch, make_lora_batch
+
+
+def int32(*values: int) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.int32)
+
+
+def shrink(**changes):
+    batch = make_lora_batch(segments=[[0, 1], [2]], ranks=[4, 3])
+    arguments = {"x": batch.x, "pages": batch.pages, "a": batch.a, "segments": batch.segments, **changes}
+    return lora_shrink(**arguments)
+
+
+def expand(**changes):
+    batch = make_lora_batch(segments=[[0, 1], [2]], ranks=[4, 3])
+    names = ("y", "pages", "b", "segments", "h_begin", "h_stride", "scaling")
+    arguments = {"h": torch.zeros(11), **{name: getattr(batch, name) for name in names}, **changes}
+    lora_expand(**arguments)
+
+
+def attention(lengths=((5, 1), (3, 2)), **changes):
+    batch = make_attention_batch(lengths)
+    names = ("q", "pages", "layout", "layer", "sequences")
+    arguments = {name: getattr(batch, name) for name in names} | {"scale": 1.0} | changes
+    return paged_attention(**arguments)
+
+
+def test_what_is_right_is_taken():
+    assert shrink().shape == (11,)
+    expand()
+    assert attention().shape == (3, 6, 16)
+
+
+def test_backends_are_named_with_the_preferred_first():
+    assert available_backends() == ("grouped", "reference")
+
+
+def test_unknown_backend_names_the_known():
+    with pytest.raises(KernelUnavailable, match=r"'cuda-magic'.*grouped, reference"):
+        shrink(backend="cuda-magic")
+
+
+def test_dtype_that_no_backend_computes_in():
+    with pytest.raises(KernelUnavailable, match=r"torch.int8; tried grouped, which takes torch.float32"):
+        shrink(x=torch.zeros(3, 48, dtype=torch.int8))
+
+
+@pytest.mark.parametrize("backend", available_backends())
+class TestRefuses:
+    def test_pages_that_are_not_bytes(self, backend):
+        with pytest.raises(ConfigError, match=r"torch.uint8, got \[2, 8\] torch.float32"):
+            shrink(pages=torch.zeros(2, 8), backend=backend)
+
+    def test_x_with_fewer_rows_than_named(self, backend):
+        with pytest.raises(ConfigError, match=r"x .* at least the 3 rows .* got \[2, 48\]"):
+            shrink(x=torch.zeros(2, 48), backend=backend)
+
+    def test_y_with_fewer_rows_than_named(self, backend):
+        with pytest.raises(ConfigError, match=r"y .* at least the 3 rows .* got \[2, 40\]"):
+            expand(y=torch.zeros(2, 40), backend=backend)
+
+    def test_rank_rows_of_another_number_of_segments(self, backend):
+        with pytest.raises(ConfigError, match="a has 1 values, but there are 2 segments"):
+            shrink(a=RankRows(torch.zeros(4, dtype=torch.int64), int32(0), int32(4)), backend=backend)
+
+    def test_rank_row_beyond_the_pool(self, backend):
+        batch = make_lora_batch(segments=[[0, 1], [2]], ranks=[4, 3])
+        offset = batch.a.offset.clone()
+        offset[5] = batch.pages.numel() - 8
+        with pytest.raises(
+            ConfigError,
+            match=rf"segment 1 lies at byte {offset[5]} and takes 192 bytes.*{len(batch.pages)}",
+        ):
+            shrink(a=RankRows(offset, batch.a.begin, batch.a.end), backend=backend)
+
+    def test_rank_rows_beyond_their_table(self, backend):
+        with pytest.raises(ConfigError, match=r"segment 1: begin 2 and end 9 .* <= 4"):
+            shrink(a=RankRows(torch.zeros(4, dtype=torch.int64), int32(0, 2), int32(2, 9)), backend=backend)
+
+    def test_h_in_another_precision(self, backend):
+        y, h = torch.zeros(3, 40, dtype=torch.bfloat16), torch.zeros(11, dtype=torch.bfloat16)
+        with pytest.raises(
+            ConfigError, match=r"torch.float32 for a y of torch.bfloat16, got \[11\] torch.bfloat16"
+        ):
+            expand(y=y, h=h, backend=backend)
+
+    def test_scaling_of_another_dtype_or_length(self, backend):
+        with pytest.raises(ConfigError, match=r"scaling must be torch.float32, got torch.float64"):
+            expand(scaling=torch.ones(2, dtype=torch.float64), backend=backend)
+        with pytest.raises(ConfigError, match="scaling has 3 values, but there are 2 segments"):
+            expand(scaling=torch.ones(3), backend=backend)
+
+    def test_pages_of_another_layout(self, backend):
+        with pytest.raises(ConfigError, match=r"contiguous \[num_pages, 3072\] torch.uint8"):
+            attention(pages=torch.zeros(4, 3071, dtype=torch.uint8), backend=backend)
+
+    def test_layer_that_the_layout_has_not(self, backend):
+        with pytest.raises(ConfigError, match=r"layer must be in 0..2, got 3"):
+            attention(layer=3, backend=backend)
+
+    def test_heads_that_do_not_share_evenly(self, backend):
+        with pytest.raises(ConfigError, match=r"H a multiple of 2, got \[3, 5, 16\]"):
+            attention(q=torch.zeros(3, 5, 16), backend=backend)
+
+    def test_rows_that_are_not_the_new_tokens(self, backend):
+        with pytest.raises(ConfigError, match="q has 4 rows, but the sequences have 3 new tokens"):
+            attention(q=torch.zeros(4, 6, 16), backend=backend)
+
+    @pytest.mark.parametrize("table", [[[0, -1], [1, -1]], [[0, 99], [1, -1]]])
+    def test_sequence_without_pages_for_its_tokens(self, table, backend):
+        sequences = PagedSequences(torch.tensor(table, dtype=torch.int32), int32(0, 1, 3), int32(5, 3))
+        with pytest.raises(ConfigError, match="sequence 0 of 5 tokens needs 2 pages of 4 tokens"):
+            attention(sequences=sequences, backend=backend)
+
+    def test_context_shorter_than_its_new_tokens(self, backend):
+        sequences = PagedSequences(torch.tensor([[0], [1]], dtype=torch.int32), int32(0, 1, 3), int32(1, 1))
+        with pytest.raises(ConfigError, match="sequence 1 has 2 new tokens but context_len 1"):
+            attention(sequences=sequences, backend=backend)
+
+
+def test_segments_check_what_they_are_made_of():
+    right = make_lora_batch(segments=[[0, 1], [2]], ranks=[4, 3]).segments
+    with pytest.raises(
+        ConfigError, match=r"Segments.rows must be \[\*\] torch.int32, got \[3\] torch.int64"
+    ):
+        replace(right, rows=right.rows.long())
+    with pytest.raises(ConfigError, match=r"Segments.weight must be \[3\] torch.float32, got \[2\]"):
+        replace(right, weight=torch.ones(2))
+    with pytest.raises(
+        ConfigError, match=r"must rise from 0 to the number of entries \(3\), got \[0, 4, 3\]"
+    ):
+        shrink(segments=Segments(right.rows, int32(0, 4, 3), right.weight, right.row_dtype))
+    with pytest.raises(ConfigError, match="so less than 3; got 7"):
+        shrink(segments=Segments(right.rows, right.row_start, right.weight, right.row_dtype + 7))
+    with pytest.raises(ConfigError, match="must not be negative, got -1"):
+        shrink(segments=Segments(right.rows - 1, right.row_start, right.weight, right.row_dtype))
+
+
+def test_write_kv_refuses_what_does_not_fit():
+    layout = KvLayout(num_layers=1, page_tokens=4, num_kv_heads=2, head_dim=8, dtype=torch.float32)
+    pages = torch.zeros(2, layout.page_bytes, dtype=torch.uint8)
+    slots = torch.zeros(3, dtype=torch.int64)
+    with pytest.raises(ConfigError, match=r"must be \[3, 2, 8\] \(one slot per token\), got \[3, 1, 8\]"):
+        write_kv(torch.zeros(3, 1, 8), torch.zeros(3, 2, 8), pages, layout, 0, slots, slots)
