@@ -69,9 +69,10 @@ def inverse_frequencies(rope: RopeConfig, head_dim: int) -> Tensor:  # [HD / 2]
 
 
 def _stretch_long_waves(frequencies: Tensor, rope: RopeConfig) -> Tensor:
-    turns = rope.original_max_position * frequencies / (2 * math.pi)  # turns within the original context
+    wavelengths = 2 * math.pi / frequencies  # in tokens
+    turns = rope.original_max_position / wavelengths  # within the context before the stretch
     kept = ((turns - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)).clamp(0, 1)
-    return frequencies * (kept + (1 - kept) / rope.factor)
+    return (1 - kept) * frequencies / rope.factor + kept * frequencies
 
 
 @dataclass(frozen=True, slots=True)

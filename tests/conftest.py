@@ -1,0 +1,25 @@
+"""What all tests share: two threads, fixed seeds, and the real model where it has been fetched."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from manylora.models.demo_model import demo_model_path
+
+
+def pytest_configure() -> None:
+    torch.set_num_threads(2)
+
+
+@pytest.fixture(autouse=True)
+def _seeds() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def smollm2_path() -> Path:
+    path = demo_model_path()
+    if not path.is_file():
+        pytest.skip(f"needs {path}: fetch it with `make model`")
+    return path
