@@ -391,6 +391,12 @@ def test_a_broken_row_gives_no_token_and_harms_no_other(value):
         assert got[:broken] + got[broken + 1 :] == want[:broken] + want[broken + 1 :]
 
 
+def test_a_ban_does_not_hide_a_broken_row():
+    logits = make_logits(1, 40)
+    logits[0, 13] = math.nan
+    assert TokenSampler().sample(logits, [make_row(GREEDY, banned=[13])]) == [SampledToken(None)]
+
+
 def test_a_row_with_every_token_banned_gives_none():
     tokens = TokenSampler().sample(make_logits(2, 4), [make_row(banned=range(4)), make_row(GREEDY)])
     assert tokens[0].token_id is None

@@ -12,6 +12,10 @@ from typing import TypeAlias
 from manylora.errors import RequestError
 
 
+MAX_WEIGHT = 3.4e38
+"""Kernels hold weights in float32, to which more is infinite."""
+
+
 @dataclass(frozen=True)
 class Mixture:
     """`y = W x + sum_i weight_i * scaling_i * B_i (A_i x)` over the adapters named; none is the base."""
@@ -97,6 +101,6 @@ def _checked_weight(name: object, weight: object) -> float:
         value = float(weight) if not isinstance(weight, bool) and isinstance(weight, Real) else math.nan
     except OverflowError:  # an integer beyond the floats
         value = math.inf
-    if not math.isfinite(value):
+    if not abs(value) <= MAX_WEIGHT:  # so written, it refuses NaN too
         raise RequestError(f"weight of adapter {name!r} must be a finite number, got {weight!r}")
     return value

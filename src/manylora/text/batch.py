@@ -72,9 +72,7 @@ def build_batch(
         slot_index=rows(indices),
         sequences=_paged(ordered, ends, device),
         sampled=[s for s in ordered if s.samples],
-        logit_rows=torch.tensor(
-            [end - 1 for s, end in zip(ordered, ends, strict=True) if s.samples], device=device
-        ),
+        logit_rows=rows([ends[[s.samples for s in ordered]] - 1]),
         lora=lora.build(items, resident),
     )
 

@@ -109,7 +109,7 @@ class IncrementalDetokenizer:
         # Bytes that the next token may complete show as one UNFINISHED, at the end.
         certain = text.removesuffix(UNFINISHED)
         piece = certain[self._num_given :]
-        self._num_given = max(self._num_given, len(certain))
+        self._num_given = len(certain)
         if certain == text:
             self._restart_window([token_id], num_held=0)
         elif len(self._window) >= _LONGEST_WINDOW:

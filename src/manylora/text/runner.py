@@ -32,7 +32,7 @@ class Runner:
     @torch.inference_mode()
     def run(self, batch: Batch) -> Tensor:  # [len(batch.sampled), vocab]  fp32
         """Compute the new tokens, store their KV, and return the logits of the rows that are sampled."""
-        attention = _PagedAttention(batch, self._pages, self._layout)
+        attention = _PagedAttention(batch, self._pages, self._layout, self._model.config.attention_scale)
         lora = None if batch.lora is None else _StackedLora(batch.lora, self._columns)
         logits: Tensor = self._model(batch.tokens, batch.positions, attention, lora, batch.logit_rows)
         return logits
@@ -41,11 +41,11 @@ class Runner:
 class _PagedAttention:
     """Attention over the pool: writes the new tokens' KV, then lets every sequence see its own pages."""
 
-    def __init__(self, batch: Batch, pages: Tensor, layout: KvLayout) -> None:
+    def __init__(self, batch: Batch, pages: Tensor, layout: KvLayout, scale: float) -> None:
         self._batch = batch
         self._pages = pages
         self._layout = layout
-        self._scale = layout.head_dim**-0.5
+        self._scale = scale
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         batch = self._batch
