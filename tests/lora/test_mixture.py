@@ -5,12 +5,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from manylora.errors import RequestError
-from manylora.lora.mixture import BASE, Mixture
+from manylora.lora.mixture import BASE, MAX_WEIGHT, Mixture
 
 NAMES = st.text(st.characters(blacklist_characters="+:", blacklist_categories=["Cs"]), min_size=1).filter(
     lambda name: name.strip() == name and name
 )
-WEIGHTS = st.floats(allow_nan=False, allow_infinity=False)
+WEIGHTS = st.floats(-MAX_WEIGHT, MAX_WEIGHT)
 
 
 @pytest.mark.parametrize(

@@ -188,7 +188,8 @@ def test_adapter_clustering_bounds_the_distinct_adapters_of_a_step() -> None:
     with engine() as served:
         served._scheduler._policy = AdapterClustering(max_distinct=2)
         ids = [served.submit(p, GREEDY, n) for p, n in zip(prompts, names, strict=True)]
-        most, tokens = 0, defaultdict(tuple)
+        most = 0
+        tokens: dict[str, tuple[int, ...]] = defaultdict(tuple)
         while served.has_work():
             for output in served.step():
                 tokens[output.request_id] += output.token_ids

@@ -11,7 +11,6 @@ from typing import TypeAlias
 
 from manylora.errors import RequestError
 
-
 MAX_WEIGHT = 3.4e38
 """Kernels hold weights in float32, to which more is infinite."""
 
