@@ -103,6 +103,13 @@ def test_passed_over_stop_strings_stay_in_the_text():
     assert stream.matched == "ab"
 
 
+def test_a_passed_over_stop_string_may_begin_the_next():
+    stream = StopStrings(["abab"])
+    assert stream.feed("abab", may_stop=False) == "ab"  # its end may begin another
+    assert stream.feed("ab") == ""
+    assert stream.matched == "abab"
+
+
 def test_a_long_stop_string_costs_no_more_per_character():
     # Comparing the text's end with each beginning of the string would be 10^10 steps.
     string = "a" * 100_000 + "b"
@@ -238,6 +245,13 @@ def test_min_tokens_bans_stop_tokens_and_passes_over_stop_strings():
     assert stop.push(id_of("b")) == StopUpdate("b")
     assert len(stop.banned_token_ids) == 0
     assert stop.push(id_of("a")) == StopUpdate("", STOP, "a")
+
+
+def test_a_stop_token_before_min_tokens_does_not_end():
+    # Sampling does not choose it; a caller that pushes it all the same gets what it asked for.
+    stop = checker(eos=[EOS], min_tokens=1)
+    assert stop.push(EOS) == StopUpdate("")
+    assert stop.push(EOS) == StopUpdate("", STOP, EOS)
 
 
 def test_a_stop_string_completed_by_the_min_tokens_th_token_counts():
