@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -9,12 +11,12 @@ from manylora.models.rope import RopeConfig
 from manylora.models.tiny import tiny_config
 
 
-def hf_values(family: str = "llama", **changes: object) -> dict[str, object]:
+def hf_values(family: str = "llama", **changes: Any) -> dict[str, Any]:
     return config_to_hf(tiny_config(family)) | changes
 
 
 # What published config.json files say, shortened to what matters to the decoder and to the refusal of unknown keys.
-PUBLISHED = {
+PUBLISHED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "SmolLM2-135M-Instruct": (
         {
             "architectures": ["LlamaForCausalLM"], "attention_bias": False, "attention_dropout": 0.0,
@@ -162,8 +164,17 @@ def test_an_architecture_may_be_named_by_model_type_alone():
 
 
 def test_keys_that_change_nothing_are_accepted():
-    harmless = {"pretraining_tp": 2, "_name_or_path": "x", "use_cache": True, "attention_dropout": 0.1}
-    switched_off = {"rope_interleaved": False, "quantization_config": None, "use_mrope": False}
+    harmless: dict[str, Any] = {
+        "pretraining_tp": 2,
+        "_name_or_path": "x",
+        "use_cache": True,
+        "attention_dropout": 0.1,
+    }
+    switched_off: dict[str, Any] = {
+        "rope_interleaved": False,
+        "quantization_config": None,
+        "use_mrope": False,
+    }
     assert config_from_hf(hf_values(**harmless, **switched_off)) == config_from_hf(hf_values())
 
 
