@@ -67,23 +67,26 @@ class AdapterLife(Life):
     def pick(self, any_: int) -> str:
         return sorted(self.model_adapters)[any_ % len(self.model_adapters)]
 
-    @rule(name=st.sampled_from("abcdef"), num_pages=st.integers(1, 4))
-    def load(self, name: str, num_pages: int) -> None:
-        if name in self.model_adapters:
+    @rule(any_=ANY, num_pages=st.integers(1, 4))
+    def load(self, any_: int, num_pages: int) -> None:
+        absent = sorted(set("abcdef") - self.model_adapters.keys())
+        if not absent:
             return
+        name = absent[any_ % len(absent)]
         assert self.adapters.pages(name) is None
         pages = self.take(num_pages)
         if pages is not None:
             self.adapters.insert(name, pages)
             self.model_adapters[name] = ModelAdapter(pages)
 
-    @precondition(lambda self: self.model_adapters)
-    @rule(any_=ANY)
-    def mark_ready(self, any_: int) -> None:
-        name = self.pick(any_)
-        if not self.model_adapters[name].ready:
-            self.adapters.mark_ready(name)
-            self.model_adapters[name].ready = True
+    @precondition(lambda self: not all(adapter.ready for adapter in self.model_adapters.values()))
+    @rule()
+    def mark_ready(self) -> None:
+        for name, adapter in self.model_adapters.items():
+            if not adapter.ready:
+                self.adapters.mark_ready(name)
+                adapter.ready = True
+                break  # one a step: adapters that become idle have an order
 
     @precondition(lambda self: self.model_adapters)
     @rule(any_=ANY)
@@ -102,11 +105,28 @@ class AdapterLife(Life):
         self.model_adapters[name].refs -= 1
 
     @precondition(lambda self: self.model_adapters)
-    @rule(any_=ANY, pinned=st.booleans())
-    def pin(self, any_: int, pinned: bool) -> None:
+    @rule(any_=ANY)
+    def use(self, any_: int) -> None:
+        """A request that came and went."""
+        self.acquire(any_)
         name = self.pick(any_)
-        (self.adapters.pin if pinned else self.adapters.unpin)(name)
-        self.model_adapters[name].pinned = pinned
+        self.adapters.release(name)
+        self.model_adapters[name].refs -= 1
+        self.adapter_idle_since.pop(name, None)
+
+    @precondition(lambda self: self.model_adapters)
+    @rule(any_=ANY)
+    def pin(self, any_: int) -> None:
+        name = self.pick(any_)
+        self.adapters.pin(name)
+        self.model_adapters[name].pinned = True
+
+    @precondition(lambda self: any(adapter.pinned for adapter in self.model_adapters.values()))
+    @rule()
+    def unpin(self) -> None:
+        name = min(name for name, adapter in self.model_adapters.items() if adapter.pinned)
+        self.adapters.unpin(name)
+        self.model_adapters[name].pinned = False
 
     @precondition(lambda self: self.model_adapters)
     @rule(any_=ANY)
@@ -164,8 +184,12 @@ class PrefixLife(Life):
     prefix_idle_since: dict[Chain, int]
     hit_tokens: int
 
-    # Few tokens and salts, so that sequences often begin alike.
-    some_tokens = st.lists(st.integers(0, 1), min_size=1, max_size=9).map(tuple)
+    # Beginnings of few texts that begin alike, under few salts, so that many a page is shared.
+    some_tokens = st.builds(
+        lambda text, length: tuple(map(int, text[:length])),
+        st.sampled_from(["000000000", "000011111", "010101010"]),
+        st.integers(1, 9),
+    )
     some_salt = st.sampled_from([b"", b"mixture"])
 
     @initialize(num_pages=st.integers(1, 16), page_tokens=st.integers(1, 3))
@@ -226,6 +250,14 @@ class PrefixLife(Life):
     @rule(any_=ANY)
     def end(self, any_: int) -> None:
         self.pool.free(self.sequences.pop(any_ % len(self.sequences)).pages)
+
+    @rule(tokens=some_tokens, salt=some_salt)
+    def come_and_go(self, tokens: tuple[int, ...], salt: bytes) -> None:
+        num_running = len(self.sequences)
+        self.start(tokens, salt, None)
+        if len(self.sequences) > num_running:
+            self.insert(num_running)
+            self.end(num_running)
 
     @precondition(lambda self: self.prefix_idle_since)
     @rule()

@@ -85,6 +85,22 @@ def test_stats_count_loads_hits_and_evictions(cache, pool):
     assert cache.stats == AdapterCacheStats(loads=2, hits=1, evictions=1)
 
 
+@pytest.mark.parametrize("state", ["loading", "idle", "pinned"])
+def test_a_dropped_adapter_is_forgotten_whatever_its_state(cache, pool, state):
+    cache.insert("a", pool.alloc(2))
+    if state != "loading":
+        cache.mark_ready("a")
+    if state == "pinned":
+        cache.pin("a")
+    cache.drop("a")
+    cache.check_integrity()
+    assert cache.pages("a") is None
+    assert cache.oldest_idle() is None
+    assert (cache.num_evictable_pages, cache.resident_pages, pool.num_free) == (0, 0, pool.num_pages)
+    load(cache, pool, "a")
+    assert cache.num_evictable_pages == 2, "the pin outlived its adapter"
+
+
 def test_dropping_or_releasing_out_of_turn_is_an_assertion(cache, pool):
     load(cache, pool, "a")
     cache.acquire("a")
