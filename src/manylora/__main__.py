@@ -1,0 +1,5 @@
+"""`python -m manylora` is `manylora`."""
+
+from manylora.cli import main
+
+main()

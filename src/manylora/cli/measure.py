@@ -1,0 +1,27 @@
+"""`manylora bench`: measurements, each beside its baseline and its ceiling."""
+
+from typing import Any
+
+import typer
+
+from manylora.bench.config import BenchConfig
+from manylora.cli.fields import command, value_of
+
+
+def register(app: typer.Typer) -> None:
+    group = typer.Typer(
+        help="Measure, beside the base alone, the peers and the machine's ceilings.", no_args_is_help=True
+    )
+    app.add_typer(group, name="bench")
+
+    @command(group, "text", BenchConfig)
+    def text(**values: Any) -> None:
+        """Time the text engine. The last line printed is one JSON object.
+
+        Example:
+
+            manylora bench text --model smollm2-135m-instruct --adapters 128 --requests 128 --peer transformers,peft
+        """
+        from manylora.bench.command import bench_text
+
+        bench_text(BenchConfig(**value_of(BenchConfig, values)))
