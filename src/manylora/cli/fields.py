@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import MISSING, Field, fields
 from functools import cache
 from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 import typer
 
@@ -24,7 +24,7 @@ def options_of(config: type) -> list[inspect.Parameter]:
 
 
 def value_of(config: type, values: dict[str, Any]) -> dict[str, Any]:
-    """Take out of `values` what belongs to `config`, with lists from the command line as the tuples that fields have."""
+    """Take out of `values` what belongs to `config`, with "a,b" from the command line as the tuple that a field is."""
     hints = get_type_hints(config)
     return {
         field.name: _converted(hints[field.name], values[field.name])
@@ -33,9 +33,7 @@ def value_of(config: type, values: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def command(
-    app: typer.Typer, name: str, *configs: type, skip: Collection[str] = (), **settings: Any
-) -> Any:
+def command(app: typer.Typer, name: str, *configs: type) -> Callable[[Command], Command]:
     """Decorate a function that takes own options and `**values`: each field of the configs becomes an option too.
 
     The function gets what was given for the fields in `values`, ready for `value_of`.
