@@ -11,6 +11,7 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from manylora.lora.adapter import Adapter, LoraPair
+from manylora.lora.compose import compose
 from manylora.lora.formats import load_peft, peek_peft, save_peft
 
 
@@ -100,11 +101,11 @@ def trained(name):
     return model
 
 
-def peft_deltas(model):
+def peft_deltas(model, adapter="default"):
     """Site to [out, in] in float64, as PEFT computes it."""
     layers = {name: layer for name, layer in model.double().named_modules() if isinstance(layer, LoraLayer)}
     return {
-        name.removeprefix("base_model.model."): layer.get_delta_weight("default").detach().flatten(1)
+        name.removeprefix("base_model.model."): layer.get_delta_weight(adapter).detach().flatten(1)
         for name, layer in layers.items()
     }
 
@@ -165,3 +166,36 @@ def test_peft_reads_ranks_and_scalings_that_differ_everywhere(dtype, tmp_path):
     again = PeftModel.from_pretrained(Net(), tmp_path / "saved")
     assert again.peft_config["default"].base_model_name_or_path == "some/model"
     assert_same_deltas(peft_deltas(again), {site: pair.delta() for site, pair in adapter.sites.items()})
+
+
+def two_adapters(folder, *, use_rslora):
+    """Two adapters in one PEFT model, and the same two as we read them."""
+    settings = {"target_modules": ["q", "xproj"], "use_rslora": use_rslora}
+    torch.manual_seed(0)
+    model = get_peft_model(Net(), LoraConfig(r=3, lora_alpha=6, **settings), adapter_name="first")
+    model.add_adapter("second", LoraConfig(r=5, lora_alpha=4, **settings))
+    for key, parameter in model.named_parameters():
+        if "lora_" in key:
+            nn.init.normal_(parameter)
+    model.save_pretrained(folder)
+    return model, [load_peft(folder / "first"), load_peft(folder / "second")]
+
+
+def test_an_exact_composition_is_pefts_cat(tmp_path):
+    model, parts = two_adapters(tmp_path, use_rslora=False)
+    model.double().add_weighted_adapter(["first", "second"], [1.0, -0.8], "mixed", combination_type="cat")
+    ours = compose(parts, [1.0, -0.8]).adapter
+    assert set(ours.ranks.values()) == {3 + 5}
+    for site, want in peft_deltas(model, "mixed").items():
+        torch.testing.assert_close(ours.sites[site].delta(), want, rtol=0, atol=1e-6)
+
+
+def test_pefts_cat_of_rank_stabilised_adapters_is_no_oracle(tmp_path):
+    """PEFT gives the sum alpha = rank, which is scaling 1, but copies use_rslora: then it is sqrt(rank)."""
+    model, parts = two_adapters(tmp_path, use_rslora=True)
+    model.double().add_weighted_adapter(["first", "second"], [1.0, -0.8], "mixed", combination_type="cat")
+    ours = compose(parts, [1.0, -0.8]).adapter
+    for site, theirs in peft_deltas(model, "mixed").items():
+        total = peft_deltas(model, "first")[site] - 0.8 * peft_deltas(model, "second")[site]
+        torch.testing.assert_close(ours.sites[site].delta(), total, rtol=0, atol=1e-6)
+        torch.testing.assert_close(theirs, (3 + 5) ** 0.5 * total, rtol=1e-6, atol=1e-6)
