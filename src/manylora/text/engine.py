@@ -20,7 +20,7 @@ import torch
 
 from manylora.errors import AdapterError, ConfigError, ManyLoraError, ModelError, RequestError
 from manylora.kernels import KvLayout
-from manylora.lifecycle import TerminalEvent
+from manylora.lifecycle import RequestState, TerminalEvent
 from manylora.lora.fit import check_fits
 from manylora.lora.library import Library
 from manylora.lora.mixture import MixtureLike
@@ -254,7 +254,7 @@ class Engine:
             adapter_loads=adapters.loads,
             adapter_hits=adapters.hits,
             adapter_evictions=adapters.evictions,
-            prefix_hit_tokens=self._memory.prefixes.stats.hit_tokens,
+            prefix_hit_tokens=scheduler.num_prefix_tokens,
             distinct_adapters_last_step=self._distinct_adapters,
             pool_bytes=self._memory.use.in_bytes(self._layout.page_bytes),
         )
@@ -352,6 +352,8 @@ class Engine:
     ) -> Output:
         """End a sequence that the scheduler still has; returns its last output."""
         self._scheduler.remove(live.sequence)
+        if event.state is not RequestState.FINISHED:
+            text += live.stop.flush()
         return self._forget(live, event, token_ids, text, logprobs)
 
     def _forget(
@@ -431,10 +433,12 @@ def _refs(request: Request) -> list[AdapterRef]:
 
 
 def _sampling_row(live: _Live) -> SamplingRow:
-    request = live.sequence.request
-    return SamplingRow(
-        request.params, live.seed, request.prompt, live.sequence.output, live.stop.banned_token_ids
-    )
+    request, params = live.sequence.request, live.sequence.request.params
+    banned = live.stop.banned_token_ids
+    # A greedy row without penalties needs no history, and copying one costs more than its argmax.
+    needs_history = banned or params.has_penalties or not params.is_greedy
+    output = live.sequence.output if needs_history else ()
+    return SamplingRow(params, live.seed, request.prompt, output, banned)
 
 
 def _not_finite(request: Request) -> ManyLoraError:

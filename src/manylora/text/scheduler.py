@@ -65,6 +65,8 @@ class Scheduler:
         self.waiting: list[Sequence] = []  # by arrival
         self.running: list[Sequence] = []  # by arrival
         self.num_preemptions = 0
+        self.num_prefix_tokens = 0
+        """Tokens whose KV an admitted sequence found in the prefix cache."""
         self._supply = supply
         self._policy = policy
         self._max_batch_tokens = max_batch_tokens
@@ -252,6 +254,7 @@ class Scheduler:
             return False
         sequence.block_table.grow([*cached, *self.memory.alloc(needed)])
         sequence.num_computed = len(cached) * self.memory.page_tokens
+        self.num_prefix_tokens += sequence.num_computed
         self.waiting.remove(sequence)
         _insert(self.running, sequence)
         sequence.lifecycle.start()
