@@ -60,7 +60,7 @@ class PrefixCache:
             OrderedDict()
         )  # page -> tick since which it is idle, oldest first
         self._num_unheld = 0
-        self._evictions = 0
+        self._hit_tokens = self._evictions = 0
 
     @property
     def num_pages(self) -> int:
@@ -78,7 +78,7 @@ class PrefixCache:
 
     @property
     def stats(self) -> PrefixCacheStats:
-        return PrefixCacheStats(evictions=self._evictions)
+        return PrefixCacheStats(hit_tokens=self._hit_tokens, evictions=self._evictions)
 
     def match(self, tokens: Sequence[int], salt: bytes, *, max_tokens: int | None = None) -> list[PageId]:
         """The longest cached chain of full pages that tokens begin with; the caller holds each page.
@@ -99,6 +99,7 @@ class PrefixCache:
             chain = node.page
             pages.append(node.page)
         self._pool.share(pages)
+        self._hit_tokens += len(pages) * self._page_tokens
         return pages
 
     def insert(self, tokens: Sequence[int], pages: Sequence[PageId], salt: bytes) -> None:
