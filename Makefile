@@ -45,7 +45,7 @@ check: install
 
 bench: install model
 	$(BIN)/manylora bench text --model smollm2-135m-instruct --adapters 128 --requests 128 \
-	    --prompt-tokens 64 --output-tokens 64 --peer transformers --peer peft
+	    --prompt-tokens 64 --output-tokens 64 --peer transformers,peft
 
 show-core: install model
 	$(BIN)/python scripts/show_core.py

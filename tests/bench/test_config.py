@@ -12,7 +12,10 @@ from manylora.errors import ConfigError
         ({"rank": ()}, r"rank must list ranks of at least 1, got \[\]"),
         ({"rank": (8, 0)}, r"got \[8, 0\]"),
         ({"dtype": "int8"}, "unknown dtype 'int8'; known: float32"),
-        ({"peer": ("peft", "vllm")}, r"unknown peers \['vllm'\]; known: transformers, peft, peft-switch"),
+        (
+            {"peer": ("peft", "vllm")},
+            r"unknown peers \['vllm'\]; known: none, transformers, peft, peft-switch",
+        ),
         ({"distribution": "zipf"}, "unknown distribution 'zipf'"),
         ({"adapters": 2, "mixture": 3}, "mixtures of 3 cannot be drawn from 2 adapters"),
         ({"adapters": 0, "peer": ("peft",)}, "need adapters"),
@@ -31,3 +34,9 @@ def test_ranks_are_dealt_out_in_turn():
 def test_threads_default_to_the_cores_at_hand():
     assert BenchConfig(model="m").num_threads >= 1
     assert BenchConfig(model="m", threads=3).num_threads == 3
+
+
+def test_peers_are_none_or_each_once():
+    assert BenchConfig(model="m").peers == ()
+    assert BenchConfig(model="m", peer=("none",)).peers == ()
+    assert BenchConfig(model="m", peer=("peft", "transformers", "peft")).peers == ("peft", "transformers")

@@ -46,8 +46,8 @@ class BenchConfig:
     max_batch: int = 128
     """Most requests that our engine runs at a time."""
 
-    peer: tuple[str, ...] = ()
-    """Measured beside, in turns with us: transformers (base only), peft (mixed batch), peft-switch."""
+    peer: tuple[str, ...] = ("none",)
+    """Measured beside, in turns with us: none, or some of transformers (base only), peft (mixed batch), peft-switch."""
 
     seed: int = 0
     """Of prompts, adapters and choices."""
@@ -81,12 +81,12 @@ class BenchConfig:
             raise ConfigError(f"rank must list ranks of at least 1, got {list(self.rank)}")
         if self.dtype not in DTYPES:
             raise ConfigError(f"unknown dtype '{self.dtype}'; known: {', '.join(DTYPES)}")
-        if unknown := [name for name in self.peer if name not in PEERS]:
-            raise ConfigError(f"unknown peers {unknown}; known: {', '.join(PEERS)}")
+        if unknown := [name for name in self.peers if name not in PEERS]:
+            raise ConfigError(f"unknown peers {unknown}; known: none, {', '.join(PEERS)}")
         Distribution.parse(self.distribution)
         if self.adapters and self.mixture > self.adapters:
             raise ConfigError(f"mixtures of {self.mixture} cannot be drawn from {self.adapters} adapters")
-        if not self.adapters and set(self.peer) - {"transformers"}:
+        if not self.adapters and set(self.peers) - {"transformers"}:
             raise ConfigError(
                 "peft and peft-switch need adapters; with 0 adapters the only peer is transformers"
             )
@@ -94,6 +94,11 @@ class BenchConfig:
     def rank_of(self, adapter: int) -> int:
         """The rank of adapter number `adapter`."""
         return self.rank[adapter % len(self.rank)]
+
+    @property
+    def peers(self) -> tuple[str, ...]:
+        """Who is measured beside us; each once."""
+        return tuple(name for name in dict.fromkeys(self.peer) if name != "none")
 
     @property
     def num_threads(self) -> int:

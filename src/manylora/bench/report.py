@@ -32,25 +32,25 @@ def _speed_table(result: BenchResult) -> Table:
         title=f"{config.requests} requests of {config.prompt_tokens} + {config.output_tokens} tokens, "
         f"{config.adapters} adapters ({config.distribution}), {result.dtype}, {result.threads} threads"
     )
-    table.add_column("")
+    table.add_column("", no_wrap=True)
     for heading in (
         "tokens/s",
         "least - most",
-        "beside its baseline",
-        "of its ceiling",
-        "first token p50 / p99",
-        "per token p50",
-        "peak memory",
+        "baseline",
+        "ceiling",
+        "first token\np50 / p99",
+        "per token\np50",
+        "peak\nmemory",
     ):
-        table.add_column(heading, justify="right")
-    own = f"{result.tokens_per_s / result.base_tokens_per_s:.2f}x base"
+        table.add_column(heading, justify="right", no_wrap=True)
+    own = f"{result.tokens_per_s / result.base_tokens_per_s:.2f}x base alone"
     floors = result.floors
     table.add_row(
         "manylora", *_cells(_own_figures(result), own, f"{floors.reached:.0%} of {floors.tokens_per_s:.0f}")
     )
     ceiling = f"{floors.base_reached:.0%} of {floors.base_tokens_per_s:.0f}"
     rate, spread = f"{result.base_tokens_per_s:.1f}", _spread(result.base_tokens_per_s_range)
-    table.add_row("manylora, base alone", rate, spread, "", ceiling)
+    table.add_row("base alone", rate, spread, "", ceiling)
     for name, peer in result.peers.items():
         table.add_row(f"{name}, batch {peer.batch}", *_cells(peer, f"we: {peer.speedup:.2f}x", ""))
     return table

@@ -63,7 +63,7 @@ def summarise(
         commit=revision.commit,
         dirty=revision.dirty,
         started=started,
-        peers={name: _peer_result(name, turns) for name in config.peer},
+        peers={name: _peer_result(name, turns) for name in config.peers},
         ceilings=ceilings,
         floors=_floors(config, model, trace, ceilings, figures, base_figures),
         # The name, not the path: a row says nothing of where things lie on somebody's machine.

@@ -126,7 +126,7 @@ def _start(
         "manylora": Turn(engine, RunOrder()),
         "base": Turn(engine, RunOrder(base_only=True)),
     }
-    for name in config.peer:
+    for name in config.peers:
         worker = start(name)
         if name == "peft-switch":
             # Its time is a request's time as often as there are requests: a few of them tell as much.
