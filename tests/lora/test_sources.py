@@ -293,6 +293,17 @@ def test_a_hub_organisation_has_no_listing_but_a_repository_has(hub, cache_dir):
     assert repository.load("papercut").sites
 
 
+def test_a_root_may_be_a_bare_protocol(hub, cache_dir, tmp_path):
+    hub.put_adapter("styles/papercut", 1)
+    library = Library("hf://", cache_dir=cache_dir, storage_options={"hf://": hub.options})
+    ref = library.locate("team/styles/papercut")
+    assert ref.location == "hf://team/styles/papercut"
+    assert library.load(ref).identity == local_identity(1, tmp_path)
+    assert library.names() == []
+    options = {"memory://": {"global_store": False, "skip_instance_cache": True}}
+    assert Library("memory://", cache_dir=cache_dir, storage_options=options).names() == []
+
+
 # HTTP
 
 
@@ -317,6 +328,18 @@ def test_a_connection_cut_mid_file_leaves_nothing_behind(http, cache_dir, tmp_pa
     assert left_behind(cache_dir) == []
     http.server.cut_after = None
     assert library.load("alice").identity == local_identity(1, tmp_path)
+
+
+def test_a_client_that_gives_less_without_a_word_is_not_believed(memory, cache_dir, monkeypatch):
+    memory.put_adapter("alice", 1)
+    library = memory.library(cache_dir)
+    fs = fsspec.filesystem("memory")
+    monkeypatch.setattr(
+        fs, "get_file", lambda remote, local: Path(local).write_bytes(fs.cat_file(remote)[:100])
+    )
+    with pytest.raises(AdapterUnavailableError, match=r"came with 100 bytes, expected \d{3}"):
+        library.load("alice")
+    assert left_behind(cache_dir) == []
 
 
 def test_a_file_replaced_while_it_is_fetched_is_fetched_again(http, cache_dir, tmp_path):
@@ -404,7 +427,8 @@ def test_an_unreachable_root_is_not_an_empty_one(cache_dir):
 def test_hub_urls_are_read_by_the_hub_client(cache_dir):
     source = RemoteSource("hf://team", {}, DownloadCache(cache_dir))
     assert isinstance(source._fs, HfFileSystem)
-    assert source._root == "team"
+    assert source.name_of("hf://team/styles/papercut") == "styles/papercut"
+    assert source.name_of("hf://teamwork/styles/papercut") is None
 
 
 def test_credentials_in_a_url_are_not_shown(cache_dir):

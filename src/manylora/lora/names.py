@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import difflib
 import heapq
+import re
 from collections.abc import Iterable
 from itertools import pairwise
 
 from manylora.errors import AdapterNotFoundError
 
 MAX_NAME_LEN = 512
+
+UNFIT = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff\\+:]")
+"""Control characters, bytes that are not UTF-8, a separator of paths elsewhere, and the separators of a mixture."""
 
 
 def check_name(name: str) -> None:
@@ -28,12 +32,8 @@ def name_problem(name: object) -> str | None:
         return f"expected a string, got {type(name).__name__}"
     if not 0 < len(name) <= MAX_NAME_LEN:
         return f"expected 1 to {MAX_NAME_LEN} characters, got {len(name)}"
-    if any(ord(character) < 32 or 0x7F <= ord(character) < 0xA0 for character in name):
-        return "it holds a control character"
-    if any(0xD800 <= ord(character) < 0xE000 for character in name):
-        return "it holds bytes that are not UTF-8"
-    if bad := [character for character in "\\+:" if character in name]:
-        return f"it holds {bad[0]!r}"
+    if unfit := UNFIT.search(name):
+        return f"it holds {unfit[0]!r}, which no name may"
     # Covers "..", an absolute path, and hidden folders, where half-written copies lie.
     if not all(part and not part.startswith(".") for part in name.split("/")):
         return "expected parts joined by single '/', none of them empty or beginning with '.'"

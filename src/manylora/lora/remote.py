@@ -41,6 +41,9 @@ VALIDATORS = (
 """What file systems report that changes with a file's content. Other fields, such as the result of a scan,
 may change while the content does not."""
 
+_NO_LISTING = {401, 403, 405}
+"""Statuses of a web server that answers, but shows no list of a folder."""
+
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -57,7 +60,7 @@ class RemoteSource:
         parts = urlsplit(url)
         credentials, at, host = parts.netloc.rpartition("@")
         self._credentials = credentials + at
-        self.label = url.replace(self._credentials, "", 1).rstrip("/") if at else url.rstrip("/")
+        self.label = f"{parts.scheme}://{host}{parts.path}".rstrip("/") if host else url
         self._is_http = parts.scheme in ("http", "https")
         if self._is_http and (not host or parts.query or parts.fragment):
             raise ConfigError(
@@ -71,8 +74,10 @@ class RemoteSource:
             ) from error
         if isinstance(self._fs, fsspec.implementations.local.LocalFileSystem):
             raise ConfigError(f"adapter root '{self.label}' is a local folder; give its path, not a URL")
-        self._root = root.rstrip("/")
         self._cache = cache
+        # What a name is put behind: for the file system, and in a URL. A root may be bare, as hf:// is.
+        self._prefix = f"{root.rstrip('/')}/" if root.strip("/") else ""
+        self._url_prefix = f"{self.label.rstrip('/')}/" if host else self.label
 
     def names(self) -> list[str]:
         """List the adapters below the root. A root that cannot be listed, such as hf://org, shows none."""
@@ -80,23 +85,18 @@ class RemoteSource:
         # folder, and links on its pages may lead round and round.
         depth = {"maxdepth": 3} if self._is_http else {}
         try:
-            self._fs.invalidate_cache(self._root)
-            self._fs.ls(
-                self._root, detail=False
-            )  # find() takes a root that it cannot reach for an empty one
-            paths = self._fs.find(self._root, **depth)
+            self._fs.invalidate_cache(self._prefix)
+            # find() takes a root that it cannot reach for an empty one; ls() says so.
+            self._fs.ls(self._prefix, detail=False)
+            paths = self._fs.find(self._prefix, **depth)
         except (NotImplementedError, ValueError, FileNotFoundError):
             return []
         except Exception as error:
-            if self._is_http and getattr(error, "status", None) in (
-                401,
-                403,
-                405,
-            ):  # answers, but shows no list
+            if self._is_http and getattr(error, "status", None) in _NO_LISTING:
                 return []
             raise self._unreachable("list its names", error) from error
-        below = (path.removeprefix(self._root + "/") for path in paths if path.endswith("/" + CONFIG_FILE))
-        names = (path.removesuffix("/" + CONFIG_FILE) for path in below if "/" in path)
+        below = (path.removeprefix(self._prefix).lstrip("/") for path in paths)
+        names = (path.removesuffix("/" + CONFIG_FILE) for path in below if path.endswith("/" + CONFIG_FILE))
         return [name for name in (map(unquote, names) if self._is_http else names) if not _problem(name)]
 
     def find(self, name: str) -> Found | None:
@@ -107,14 +107,14 @@ class RemoteSource:
         if (files := self._ask(name, path)) is None:
             return None
         num_bytes = files[TENSOR_FILE].num_bytes
-        return Found(location=f"{self.label}/{path}", version=_version(files), num_bytes=num_bytes)
+        return Found(location=self._url_prefix + path, version=_version(files), num_bytes=num_bytes)
 
     def name_of(self, location: str) -> str | None:
         if self._credentials:
             location = location.replace(self._credentials, "", 1)
-        if not location.startswith(self.label + "/"):
+        if not location.startswith(self._url_prefix):
             return None
-        path = location.removeprefix(self.label + "/")
+        path = location.removeprefix(self._url_prefix)
         return unquote(path) if self._is_http else path
 
     @contextmanager
@@ -129,9 +129,9 @@ class RemoteSource:
         yield folder
 
     def _download(self, name: str, found: Found, folder: Path) -> None:
-        path = found.location.removeprefix(self.label + "/")
+        path = found.location.removeprefix(self._url_prefix)
         for file in (CONFIG_FILE, TENSOR_FILE):
-            self._get_file(name, f"{self._root}/{path}/{file}", folder / file)
+            self._get_file(name, f"{self._prefix}{path}/{file}", folder / file)
         # Asked after the download: if the version located is still there, it is what came.
         files = self._ask(name, path)
         if files is None or _version(files) != found.version:
@@ -159,9 +159,11 @@ class RemoteSource:
         files = {}
         for file in (CONFIG_FILE, TENSOR_FILE):
             try:
-                if file == CONFIG_FILE:
-                    self._fs.invalidate_cache(f"{self._root}/{path}")
-                info = self._fs.info(f"{self._root}/{path}/{file}")
+                if (
+                    file == CONFIG_FILE
+                ):  # else s3fs and the Hub's file system may tell what was there before
+                    self._fs.invalidate_cache(f"{self._prefix}{path}")
+                info = self._fs.info(f"{self._prefix}{path}/{file}")
             except FileNotFoundError as error:
                 # HTTPFileSystem says this whatever went wrong; the cause tells.
                 if self._is_http and getattr(error.__cause__, "status", None) not in (404, 410):
@@ -170,7 +172,7 @@ class RemoteSource:
             except Exception as error:
                 raise self._unreachable(f"say whether it holds {quoted(name)}", error) from error
             if info.get("type") == "file":
-                files[file] = _remote_file(f"{self.label}/{path}/{file}", info)
+                files[file] = _remote_file(f"{self._url_prefix}{path}/{file}", info)
             elif file == CONFIG_FILE:
                 return None
             else:

@@ -91,7 +91,7 @@ class LocalSource:
                         name = f"{below}/{entry.name}" if below else entry.name
                         if entry.name == CONFIG_FILE and below:
                             found.append(below)
-                        elif name_problem(name):
+                        elif entry.is_file(follow_symlinks=False) or name_problem(name):
                             continue
                         elif entry.is_dir(follow_symlinks=False):
                             pending.append(name)
