@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
+from typing import Any
 
 FIGURES = ("tokens_per_s", "base_tokens_per_s")
 
@@ -27,8 +28,9 @@ def main() -> None:
     )
     parser.add_argument("revisions", nargs=2, metavar="REV")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("options", nargs="*", help="after --: options of `manylora bench text`")
-    arguments = parser.parse_args()
+    # argparse cannot tell what follows "--" from a positional of its own.
+    cut = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
+    arguments, options = parser.parse_args(sys.argv[1:cut]), sys.argv[cut + 1 :]
     rates: dict[str, dict[str, list[float]]] = {
         revision: {figure: [] for figure in FIGURES} for revision in arguments.revisions
     }
@@ -41,7 +43,7 @@ def main() -> None:
                 )
             for _ in range(arguments.rounds):
                 for revision, tree in trees.items():
-                    row = bench(tree, arguments.options)
+                    row = bench(tree, options)
                     for figure in FIGURES:
                         rates[revision][figure].append(row[figure])
                     print(f"{revision}: {row['tokens_per_s']:.1f} tokens/s", file=sys.stderr)
@@ -57,7 +59,7 @@ def main() -> None:
     print(json.dumps({"bench": "compare", "rates": rates, "ratio": ratio}))
 
 
-def bench(tree: Path, options: Sequence[str]) -> dict[str, float]:
+def bench(tree: Path, options: Sequence[str]) -> dict[str, Any]:
     """Run the benchmark of the working tree `tree` once; return its row."""
     command = [
         sys.executable,
@@ -73,7 +75,12 @@ def bench(tree: Path, options: Sequence[str]) -> dict[str, float]:
     ]
     environment = {**os.environ, "PYTHONPATH": str(tree / "src")}
     done = subprocess.run(command, cwd=tree, env=environment, stdout=subprocess.PIPE, text=True, check=True)
-    row: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    row: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    head = subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=tree, capture_output=True, text=True, check=True
+    ).stdout
+    # An installed copy of the package must not come before the tree's.
+    assert head.startswith(row["commit"]), f"measured {row['commit']} instead of {head}"
     return row
 
 
