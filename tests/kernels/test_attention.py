@@ -124,6 +124,19 @@ def test_every_layer_reads_its_own_plane(backend):
     assert last[1:].isnan().all(), "nothing was written for the second sequence in this layer"
 
 
+@pytest.mark.parametrize(
+    "modes", [(torch.inference_mode, torch.no_grad), (torch.no_grad, torch.inference_mode)]
+)
+def test_sequences_may_be_used_in_and_out_of_inference_mode(modes):
+    batch = make_attention_batch(**BATCHES["keys stored shorter than queries"])
+    results = []
+    for mode in modes:
+        with mode():
+            results.append(run(batch, "grouped"))
+    assert results[0].abs().max() > 0
+    assert torch.equal(*results)
+
+
 @pytest.mark.parametrize("kv_dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_write_kv_fills_its_slots_and_no_other(kv_dtype):
     batch = make_attention_batch([(6, 1)], kv_dtype=kv_dtype)

@@ -240,6 +240,19 @@ def test_a_row_is_the_same_whoever_stands_beside_it():
         assert_close(run(alone, "grouped"), y[s : s + 1], torch.float32, num_terms(together))
 
 
+@pytest.mark.parametrize(
+    "modes", [(torch.inference_mode, torch.no_grad), (torch.no_grad, torch.inference_mode)]
+)
+def test_records_may_be_used_in_and_out_of_inference_mode(modes):
+    batch = make_lora_batch(**BATCHES["rank rows of every dtype"])
+    results = []
+    for mode in modes:
+        with mode():
+            results.append(run(batch, "grouped"))
+    assert results[0].abs().max() > 0
+    assert torch.equal(*results)
+
+
 def test_records_may_be_used_again_with_other_activations_and_pages():
     """An engine keeps its records while the batch stays; what a backend keeps on them must not keep a result."""
     batch = make_lora_batch(**BATCHES["ragged, mixed ranks"])

@@ -3,12 +3,18 @@
 Per tile one index_select fetches the rank rows and one copy widens them to the compute dtype; per run of segments of
 equal length and rank one bmm multiplies. No rank is padded and no weight is fetched per token. What depends on the
 records alone is computed once and kept on them.
+
+Measured on two cores for 128 adapters of one row each, in the stack of q, k and v of SmolLM2-135M (24 rank rows of 576
+bfloat16 an adapter): 0.38 ms a shrink. 0.20 of that is the fetch, at the speed of the memory; widening and multiplying
+take 0.08 each. A loop over segments that views, widens and multiplies takes 1.7 ms; torch.cat of views takes 0.47 for
+the fetch alone.
 """
 
 # Shapes: as in segments.py.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -23,7 +29,7 @@ def lora_shrink(x: Tensor, pages: Tensor, a: RankRows, segments: Segments) -> Te
     """See ops.lora_shrink."""
     compute = torch.promote_types(x.dtype, torch.float32)
     key = (segments, pages.numel(), x.shape[1], compute)
-    plan: Plan = a.kept.get(key) or _keep(a, key, Plan(a, *key))
+    plan: Plan = a.kept.get(key) or _keep(a, key, Plan)
     x, pool = x.to(compute), pages.view(-1)
     h = x.new_empty(plan.num_hidden)
     h_parts = iter(h.split_with_sizes(plan.hidden_sizes))
@@ -46,7 +52,7 @@ def lora_expand(
 ) -> None:
     """See ops.lora_expand."""
     key = (segments, pages.numel(), y.shape[1], h.dtype, h_begin, h_stride, scaling)
-    plan: ExpandPlan = b.kept.get(key) or _keep(b, key, ExpandPlan(b, *key))
+    plan: ExpandPlan = b.kept.get(key) or _keep(b, key, ExpandPlan)
     pool = pages.view(-1)
     h_parts = iter(h.index_select(0, plan.hidden).mul_(plan.gain).split_with_sizes(plan.hidden_sizes))
     for tile, offset in plan.tiles:
@@ -98,8 +104,10 @@ class ExpandPlan(Plan):
         self.hidden, self.gain = segments.kept[key]
 
 
-def _keep(table: RankRows, key: tuple[Any, ...], plan: Any) -> Any:
-    """Keep the plan of the last call on its table and no other, or callers with fresh tensors would pile plans up."""
+def _keep(table: RankRows, key: tuple[Any, ...], plan: Callable[..., Any]) -> Any:
+    """Make a plan and keep it on its table, alone, or callers with fresh tensors would pile plans up."""
     table.kept.clear()
-    table.kept[key] = plan
-    return plan
+    # Scratch made in inference mode could not be written outside of it, and the plan may outlive the mode.
+    with torch.inference_mode(False):
+        table.kept[key] = plan(table, *key)
+    return table.kept[key]

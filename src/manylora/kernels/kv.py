@@ -41,6 +41,20 @@ class KvLayout:
     def page_bytes(self) -> int:
         return self.num_layers * 2 * self.page_tokens * self.token_dim * self.dtype.itemsize
 
+    @cached_property
+    def page_stride(self) -> int:
+        """Tokens of room in a page over all layers, keys and values: how far apart in `slots` two pages are."""
+        return self.num_layers * 2 * self.page_tokens
+
+    def slots(self, pages: Tensor, layer: int) -> tuple[Tensor, Tensor]:
+        """Views of the keys and of the values of one layer: row page * page_stride + i is the i-th token of a page.
+
+        The planes of a layer lie alike in every page, so a layer is the same rows read from a later beginning.
+        """
+        every = pages.view(self.dtype).view(-1, self.token_dim)
+        first = 2 * layer * self.page_tokens
+        return every[first:], every[first + self.page_tokens :]
+
     def check_pages(self, pages: Tensor) -> None:
         if (
             pages.dtype != torch.uint8
@@ -139,6 +153,6 @@ def write_kv(
         raise ConfigError(
             f"k and v must be {list(shape)} (one slot per token), got {list(k.shape)} and {list(v.shape)}"
         )
-    planes = layout.planes(pages, layer)
-    planes.select(1, 0).index_put_((slot_page, slot_index), k.to(layout.dtype))
-    planes.select(1, 1).index_put_((slot_page, slot_index), v.to(layout.dtype))
+    slot = slot_page * layout.page_stride + slot_index
+    for slots, new in zip(layout.slots(pages, layer), (k, v), strict=True):
+        slots.index_copy_(0, slot, new.reshape(-1, layout.token_dim).to(layout.dtype))

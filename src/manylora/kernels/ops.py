@@ -91,7 +91,7 @@ def lora_shrink(
     chosen = _choose(backend, x.dtype)
     _check_pages(pages)
     _check_rows("x", x, segments)
-    _check_per_segment("a", len(a.begin), segments)
+    _check_per_segment("a", a.begin, segments)
     return chosen.shrink(x, pages, a, segments)
 
 
@@ -121,7 +121,7 @@ def lora_expand(
         raise ConfigError(
             f"h must be [*] {accumulated} for a y of {y.dtype}, got {list(h.shape)} {h.dtype}"
         )
-    _check_per_segment("b", len(b.begin), segments)
+    _check_per_segment("b", b.begin, segments)
     for name, tensor, dtype in (
         ("h_begin", h_begin, torch.int64),
         ("h_stride", h_stride, torch.int32),
@@ -129,7 +129,7 @@ def lora_expand(
     ):
         if tensor.dtype != dtype:
             raise ConfigError(f"{name} must be {dtype}, got {tensor.dtype}")
-        _check_per_segment(name, len(tensor), segments)
+        _check_per_segment(name, tensor, segments)
     chosen.expand(y, h, pages, b, segments, h_begin, h_stride, scaling)
 
 
@@ -182,13 +182,15 @@ def _check_pages(pages: Tensor) -> None:
 
 
 def _check_rows(name: str, tensor: Tensor, segments: Segments) -> None:
-    if tensor.dim() != 2 or len(tensor) < segments.num_rows:
+    if tensor.dim() != 2 or tensor.shape[0] < segments.num_rows:
         raise ConfigError(
             f"{name} must be two-dimensional with at least the {segments.num_rows} rows that the segments name, "
             f"got {list(tensor.shape)}"
         )
 
 
-def _check_per_segment(name: str, length: int, segments: Segments) -> None:
-    if length != segments.num_segments:
-        raise ConfigError(f"{name} has {length} values, but there are {segments.num_segments} segments")
+def _check_per_segment(name: str, tensor: Tensor, segments: Segments) -> None:
+    if tensor.shape[0] != segments.num_segments:
+        raise ConfigError(
+            f"{name} has {len(tensor)} values, but there are {segments.num_segments} segments"
+        )

@@ -45,7 +45,7 @@ class Segments:
         check_index("Segments.weight", self.weight, torch.float32, len(self.rows))
         check_index("Segments.row_dtype", self.row_dtype, torch.uint8, len(self.row_start) - 1)
 
-    @property
+    @cached_property
     def num_segments(self) -> int:
         return len(self.row_dtype)
 

@@ -16,10 +16,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from manylora.kernels.scratch import fetch_room, scratch
 from manylora.kernels.segments import ROW_DTYPES, Segments
 
 TILE_BYTES = 4 << 20
-"""Widened rank rows of a tile. From 1 to 16 MiB measured within a third of each other, 4 MiB best."""
+"""Widened rank rows of a tile. Smaller ones cost calls; at 16 MiB they leave the cache and take twice as long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +54,7 @@ class Product:
             y.index_add_(0, self.rows, delta.flatten(0, 1).to(y.dtype))
             return
         y = self.take(y)
-        # Adding within the product saves two passes over y, but torch runs strided results one segment at a
-        # time.
+        # Adding within the product saves two passes over y, but torch takes strided results segment by segment.
         if y.dtype == h.dtype and (y.is_contiguous() or n >= 8 or N == 1):
             y.baddbmm_(h, self.weights)
         else:
@@ -66,17 +66,18 @@ class Tile:
     """Neighbouring rank rows of one dtype, the scratch that they are fetched into, and the products that use them."""
 
     rank_rows: slice  # of RankRows.row_offset
-    narrow: Tensor  # [num, W]  in the dtype that they are stored in
-    wide: Tensor  # [num, W]  in the compute dtype; `narrow` itself where that is the same
+    raw: Tensor  # [num, bytes of a rank row]  uint8
+    narrow: Tensor  # [num, W]  the same in the dtype that they are stored in
+    wide: Tensor  # [num, W]  widened to the compute dtype; `narrow` itself where that is the same
     products: list[Product]
 
     def fetch(self, pool: Tensor, offset: Tensor) -> None:
         """Fill the weights of the products; they stay until the next fetch. pool: all bytes, offset: [num] int64."""
         # Row i of `windows` is the rank row that would begin at byte i of the pool. So a byte offset is an
         # index, rank rows may lie anywhere, and one call copies each of them whole.
-        row_bytes = self.narrow.shape[1] * self.narrow.itemsize
+        row_bytes = self.raw.shape[1]
         windows = pool.as_strided((pool.numel() - row_bytes + 1, row_bytes), (1, 1))
-        torch.index_select(windows, 0, offset, out=self.narrow.view(torch.uint8))
+        torch.index_select(windows, 0, offset, out=self.raw)
         if self.wide is not self.narrow:
             self.wide.copy_(self.narrow)
 
@@ -141,30 +142,15 @@ def _tile(
     first = int(rank[: runs[0][0]].sum())
     num_rows = int(rank[runs[0][0] : runs[-1][1]].sum())
     dtype = ROW_DTYPES[segments.row_dtype_index[runs[0][0]]]
-    narrow = scratch(segments, "narrow", num_rows * width, dtype).view(num_rows, width)
-    wide = (
-        narrow
-        if dtype == compute
-        else scratch(segments, "wide", num_rows * width, compute).view(num_rows, width)
-    )
+    device = segments.rows.device
+    narrow, wide = fetch_room(segments.kept, (num_rows, width), dtype, compute, device)
     products, row = [], 0
     for begin, end in runs:
         N, n, r = end - begin, int(segments.num_entries[begin]), int(rank[begin])
         entries = slice(int(segments.entry_start[begin]), int(segments.entry_start[end]))
         weights = wide[row : row + N * r].view(N, r, width)
-        delta = scratch(segments, "delta", N * n * width, compute).view(N, n, width)
+        delta = scratch(segments.kept, "delta", (N, n, width), compute, device)
         first_row = segments.first_row(entries.start, entries.stop)
         products.append(Product((N, n, r), weights, delta, segments.rows[entries], first_row))
         row += N * r
-    return Tile(slice(first, first + num_rows), narrow, wide, products)
-
-
-def scratch(segments: Segments, name: str, num_elements: int, dtype: torch.dtype) -> Tensor:
-    """Elements of a buffer that all calls on these segments share: fresh memory costs a page fault per 4 KiB."""
-    num_bytes = num_elements * dtype.itemsize
-    buffer = segments.kept.get(name)
-    if buffer is None or len(buffer) < num_bytes:
-        buffer = segments.kept[name] = torch.empty(
-            num_bytes, dtype=torch.uint8, device=segments.rows.device
-        )
-    return buffer[:num_bytes].view(dtype)
+    return Tile(slice(first, first + num_rows), narrow.view(torch.uint8), narrow, wide, products)
