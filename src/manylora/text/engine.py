@@ -33,6 +33,7 @@ from manylora.models.adapter_pages import AdapterPages
 from manylora.models.llama import Llama
 from manylora.models.lora_batch import LoraBatchBuilder
 from manylora.models.sites import base_sites
+from manylora.models.stacked_lora import decoder_stacks
 from manylora.text.batch import build_batch
 from manylora.text.config import EngineConfig
 from manylora.text.detokenize import Detokenizer
@@ -41,7 +42,7 @@ from manylora.text.loader import AdapterLoader
 from manylora.text.output import Completion, Output, join, refused
 from manylora.text.params import SamplingParams
 from manylora.text.policy import FirstComeFirstServed, Policy
-from manylora.text.runner import Runner, decoder_stacks
+from manylora.text.runner import Runner
 from manylora.text.sampling import SampledToken, SamplingRow, TokenLogprobs, TokenSampler, sample_seed
 from manylora.text.scheduler import Scheduled, Scheduler
 from manylora.text.sequence import Request, Sequence
