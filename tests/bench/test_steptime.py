@@ -5,7 +5,7 @@ from manylora.errors import ConfigError
 from manylora.models.loading import load_model
 from manylora.text.loader import AdapterLoader
 
-CONFIG = StepTimeConfig(resident=3, cold=12, rank=2, interval_s=0.1, slow_s=0.3, arm_s=0.8, repeats=1)
+CONFIG = StepTimeConfig(resident=3, cold=12, rank=2, interval_s=0.1, slow_s=0.5, arm_s=1.0, repeats=1)
 
 
 @pytest.fixture(scope="module")
