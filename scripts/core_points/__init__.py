@@ -1,0 +1,1 @@
+"""What `make show-core` shows, one file a subject."""
