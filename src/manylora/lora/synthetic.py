@@ -31,7 +31,9 @@ def synthetic_name(number: int) -> str:
     return f"synthetic-{number:04d}"
 
 
-def synthetic_adapter(sites: Sites, number: int, seed: int, *, max_rank: int = 16, strength: float = 0.02) -> Adapter:
+def synthetic_adapter(
+    sites: Sites, number: int, seed: int, *, max_rank: int = 16, strength: float = 0.02
+) -> Adapter:
     """Return adapter `number` in bfloat16: a function of the arguments, of one rank on all sites.
 
     Args:
@@ -42,6 +44,13 @@ def synthetic_adapter(sites: Sites, number: int, seed: int, *, max_rank: int = 1
     generator = torch.Generator().manual_seed(seed * 1_000_003 + number)
     shares = torch.arange(1, max_rank + 1, dtype=torch.float64) ** -RANK_EXPONENT
     rank = 1 + int(torch.multinomial(shares, 1, generator=generator))
+    return random_adapter(sites, rank, generator, strength=strength, name=synthetic_name(number))
+
+
+def random_adapter(
+    sites: Sites, rank: int, generator: torch.Generator, *, strength: float, name: str
+) -> Adapter:
+    """Return a random adapter of this rank on all sites, in bfloat16; strength as of `synthetic_adapter`."""
     num_values = rank * sum(fan_in + fan_out for fan_in, fan_out in sites.values())
     # One fill for the whole adapter: a call for each of the 420 tensors takes longer than the numbers themselves.
     values = torch.empty(num_values).normal_(generator=generator)
@@ -52,7 +61,7 @@ def synthetic_adapter(sites: Sites, number: int, seed: int, *, max_rank: int = 1
         lora_b = values[middle:end].view(fan_out, rank).mul_(strength / math.sqrt(rank))
         pairs[site] = LoraPair(lora_a.bfloat16(), lora_b.bfloat16(), scaling=1.0)
         start = end
-    return Adapter(pairs, name=synthetic_name(number))
+    return Adapter(pairs, name=name)
 
 
 def generate_adapters(
@@ -82,7 +91,12 @@ def generate_adapters(
         )
     root = Path(directory).expanduser()
     root.mkdir(parents=True, exist_ok=True)
-    recipe = {"seed": seed, "max_rank": max_rank, "strength": strength, "sites": {s: list(f) for s, f in sites.items()}}
+    recipe = {
+        "seed": seed,
+        "max_rank": max_rank,
+        "strength": strength,
+        "sites": {s: list(f) for s, f in sites.items()},
+    }
     _claim(root / MANIFEST, recipe)
     names = [synthetic_name(number) for number in range(count)]
     for number, name in enumerate(names):
