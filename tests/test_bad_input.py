@@ -1,4 +1,4 @@
-"""Bad input: each kind is refused with a message that names the thing, what came and what to do; nobody else is harmed."""
+"""Bad input: each kind is refused with a message that names the thing, what came, what to do; the others go on."""
 
 from __future__ import annotations
 
@@ -97,11 +97,15 @@ class Case:
 
 
 CASES = {
-    "adapter of another architecture": Case(of_another_architecture, AdapterMismatchError, ("'bad'", "tiny-llama", "down_proj", "in 64", "in 32")),
+    "adapter of another architecture": Case(
+        of_another_architecture, AdapterMismatchError, ("'bad'", "tiny-llama", "down_proj", "in 64", "in 32")
+    ),
     "truncated safetensors": Case(truncated, AdapterFormatError, ("bad", WEIGHTS_FILE, "bytes")),
     "NaN weights": Case(with_nan, AdapterFormatError, ("'bad'", "layers.0.self_attn.q_proj", "lora_a")),
     "rank 0": Case(of_rank_0, AdapterFormatError, ("bad", "q_proj", "rank")),
-    "unknown site": Case(with_an_unknown_site, AdapterMismatchError, ("'bad'", "cross_attn", "tiny-llama", "self_attn")),
+    "unknown site": Case(
+        with_an_unknown_site, AdapterMismatchError, ("'bad'", "cross_attn", "tiny-llama", "self_attn")
+    ),
     "unknown config key": Case(with_an_unknown_key, AdapterFormatError, ("bad", "frobnicate")),
     "DoRA": Case(with_dora, AdapterFormatError, ("bad", "use_dora")),
     "pickle": Case(pickled, AdapterFormatError, ("bad", ".bin", "safetensors")),
