@@ -94,6 +94,8 @@ def test_targets_that_the_model_lacks_are_named(tokenizer):
         ConfigError, match=r"\['query'\] are no linear modules of 'tiny'; it has .*'q_proj'"
     ):
         make_student(tokenizer, targets=("q_proj", "query"))
+    with pytest.raises(ConfigError, match=r"\['lm_head'\] are no linear modules"):
+        make_student(tokenizer, targets=("lm_head",))
 
 
 def test_max_tokens_beyond_the_model(tokenizer):
@@ -102,7 +104,10 @@ def test_max_tokens_beyond_the_model(tokenizer):
 
 
 def test_a_folder_that_is_no_model(tmp_path):
-    with pytest.raises(ModelError, match="cannot be loaded"):
+    with pytest.raises(ModelError, match=r"holds neither config\.json nor a \.gguf file"):
+        load_base(str(tmp_path))
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    with pytest.raises(ModelError, match=f"base model '{tmp_path.name}' cannot be loaded"):
         load_base(str(tmp_path))
 
 

@@ -107,7 +107,8 @@ def train_text(config: TextTrainConfig, console: Console | None = None) -> Train
     )
     console.print(
         f"{config.out}: held-out loss {report.eval_loss_before:.3f} -> {after:.3f} after {run.step} steps, "
-        f"{report.train_seconds:.0f} s; metrics and plot in {run.folder}"
+        f"{report.train_seconds:.0f} s; metrics and plot in {run.folder}",
+        soft_wrap=True,
     )
     return report
 
@@ -172,7 +173,9 @@ def _begin(
     if not config.resume:
         run.forget()
     if run.resume():
-        console.print(f"going on from step {run.step} of {run.config.num_steps} in {run.folder}")
+        console.print(
+            f"going on from step {run.step} of {run.config.num_steps} in {run.folder}", soft_wrap=True
+        )
         return
     before = student.base_loss(held_out.examples, config.batch_rows)
     run.notes["eval_loss_before"] = before

@@ -13,7 +13,7 @@ ALL_LINEAR = "all-linear"
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TextTrainConfig:
     model: str
-    """Base model: a folder (safetensors or GGUF) or a hub id."""
+    """Base model: a folder, a GGUF file, a hub id, or smollm2-135m-instruct."""
 
     data: Path
     """Training rows, JSONL: {"messages": [...]} or {"prompt": ..., "completion": ...} a line."""

@@ -3,8 +3,9 @@
 Shapes: N rows, L tokens a row, P positions at which some row of the batch has a target, V vocabulary.
 """
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,6 +13,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from manylora.errors import ConfigError, ModelError
+from manylora.models.locate import locate
+from manylora.models.tokenizer import load_tokenizer
 from manylora.train.text_config import ALL_LINEAR, TextTrainConfig
 from manylora.train.text_data import IGNORED, Batch, Example, make_batch
 
@@ -20,25 +23,26 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-def load_base(model: str) -> "tuple[nn.Module, PreTrainedTokenizerBase]":
-    """Load transformers' model in fp32 and its tokenizer from a folder (safetensors, or one GGUF) or a hub id.
+def load_base(model: str) -> "tuple[Any, PreTrainedTokenizerBase]":
+    """Load transformers' model in fp32, and the tokenizer that the text engine uses, so that both see the same tokens.
 
+    Args:
+        model: what manylora.models.locate takes: a folder, a GGUF file, a hub id or the demo model's name.
     Raises:
         ModelError: it cannot be loaded; with transformers' reason.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
-    folder = Path(model).expanduser()
-    source = str(folder) if folder.is_dir() else model
-    gguf_files = sorted(folder.glob("*.gguf")) if folder.is_dir() else []
-    options: dict[str, Any] = {"gguf_file": gguf_files[0].name} if gguf_files else {}
+    files = locate(model)
+    options: dict[str, Any] = {} if files.gguf is None else {"gguf_file": files.gguf.name}
     try:
-        return (
-            AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, **options),
-            AutoTokenizer.from_pretrained(source, **options),
-        )
+        with _no_progress_bars():
+            base = AutoModelForCausalLM.from_pretrained(
+                files.directory, dtype=torch.float32, local_files_only=True, **options
+            )
     except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"base model '{model}' cannot be loaded: {error}") from error
+        raise ModelError(f"base model '{files.name}' cannot be loaded: {error}") from error
+    return base, load_tokenizer(model)
 
 
 class TextStudent:
@@ -50,7 +54,7 @@ class TextStudent:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: Any,
         tokenizer: "PreTrainedTokenizerBase",
         config: TextTrainConfig,
         accelerator: "Accelerator",
@@ -69,7 +73,10 @@ class TextStudent:
             task_type="CAUSAL_LM",
         )
         torch.manual_seed(config.seed)
-        self.model = get_peft_model(model, lora).to(accelerator.device)
+        with warnings.catch_warnings():
+            # PEFT asks for `is_gradient_checkpointing`, which transformers 5 has renamed: nothing the user can change.
+            warnings.simplefilter("ignore", FutureWarning)
+            self.model = get_peft_model(model, lora).to(accelerator.device)
         self.accelerator = accelerator
         self.pad_token: int = _pad_token(tokenizer)
 
@@ -135,9 +142,28 @@ def step_losses(
     return losses
 
 
-def _check_fit(model: nn.Module, config: TextTrainConfig) -> None:
+@contextmanager
+def _no_progress_bars() -> Iterator[None]:
+    """Keep transformers' bars off the screen, which has one of its own."""
+    from transformers.utils import logging
+
+    were_on = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if were_on:
+            logging.enable_progress_bar()
+
+
+def _check_fit(model: Any, config: TextTrainConfig) -> None:
+    head = model.get_output_embeddings()  # often the embedding itself, and no site of the text engine
     linears = sorted(
-        {name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+        {
+            name.rpartition(".")[2]
+            for name, module in model.named_modules()
+            if isinstance(module, nn.Linear) and module is not head
+        }
     )
     if config.targets != (ALL_LINEAR,):
         unknown = [target for target in config.targets if target not in linears]

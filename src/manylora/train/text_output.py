@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from manylora.errors import ConfigError
+from manylora.lora.tensor_file import encode_tensors
 from manylora.train.text_config import TextTrainConfig
 from manylora.train.text_model import TextStudent
 from manylora.training.aside import directory_aside
@@ -28,7 +29,6 @@ def refuse_to_replace(out: Path) -> None:
 def write_adapter(student: TextStudent, config: TextTrainConfig, record: dict[str, Any]) -> None:
     """Write adapter_config.json, adapter_model.safetensors and training.json to `config.out`."""
     from peft import get_peft_model_state_dict
-    from safetensors.torch import save_file
 
     # save_embedding_layers "auto" would ask the hub whether the vocabulary grew. It cannot have.
     tensors = get_peft_model_state_dict(student.model, save_embedding_layers=False)
@@ -36,13 +36,11 @@ def write_adapter(student: TextStudent, config: TextTrainConfig, record: dict[st
     with directory_aside(config.out) as aside:
         peft_config = student.model.peft_config["default"]
         peft_config.base_model_name_or_path = config.base_name or config.model
+        peft_config.inference_mode = True
         peft_config.save_pretrained(aside)
         _sort_targets(aside / CONFIG_FILE)
-        save_file(
-            {name: tensor.to("cpu", dtype).contiguous() for name, tensor in tensors.items()},
-            aside / "adapter_model.safetensors",
-            metadata={"format": "pt"},
-        )
+        in_dtype = {name: tensor.to("cpu", dtype) for name, tensor in tensors.items()}
+        (aside / "adapter_model.safetensors").write_bytes(encode_tensors(in_dtype))
         (aside / "training.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
