@@ -55,11 +55,13 @@ def write_hf(
     try:
         dtype = str(next(iter(tensors.values())).dtype).removeprefix("torch.")
         _write_json(aside / "config.json", config_to_hf(config) | {"dtype": dtype})
-        ends = {"bos_token_id": config.bos_token_id, "eos_token_id": list(config.eos_token_ids)}
+        ends = {"bos_token_id": config.bos_token_id, "eos_token_id": list(config.eos_token_ids) or None}
         _write_json(aside / "generation_config.json", ends)
         save_file(dict(tensors), aside / "model.safetensors", metadata={"format": "pt"})
         tokenizer.save_pretrained(aside)
-        aside.chmod(0o755)  # mkdtemp makes directories that nobody else may read
+        # mkdtemp and safetensors make what nobody else may read.
+        aside.chmod(0o755)
+        (aside / "model.safetensors").chmod(0o644)
         os.rename(aside, target)
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)

@@ -83,7 +83,6 @@ def config_from_hf(values: Mapping[str, Any], *, name: str = "") -> LlamaConfig:
     max_position = _required(values, "max_position_embeddings", label)
     window = _sliding_window(values, family_name, label)
     attention_bias = bool(values.get("attention_bias"))
-    eos = values.get("eos_token_id")
     return LlamaConfig(
         model_type=family_name,
         name=name,
@@ -104,7 +103,7 @@ def config_from_hf(values: Mapping[str, Any], *, name: str = "") -> LlamaConfig:
         mlp_bias=bool(values.get("mlp_bias")),
         qk_norm=family_name == "qwen3",
         bos_token_id=values.get("bos_token_id"),
-        eos_token_ids=token_ids(eos),
+        eos_token_ids=_token_ids(values.get("eos_token_id")),
     )
 
 
@@ -126,9 +125,7 @@ def config_to_hf(config: LlamaConfig) -> dict[str, Any]:
         "tie_word_embeddings": config.tie_embeddings,
         "rope_parameters": _rope_to_hf(config.rope),
         "bos_token_id": config.bos_token_id,
-        "eos_token_id": list(config.eos_token_ids)
-        if len(config.eos_token_ids) != 1
-        else config.eos_token_ids[0],
+        "eos_token_id": list(config.eos_token_ids) or None,
     }
     extra_keys = FAMILIES[config.model_type].extra_keys
     if "attention_bias" in extra_keys:
@@ -138,13 +135,6 @@ def config_to_hf(config: LlamaConfig) -> dict[str, Any]:
     if "sliding_window" in extra_keys:
         values["sliding_window"] = None
     return values
-
-
-def token_ids(value: int | list[int] | None) -> tuple[int, ...]:
-    """Return the ids of a config entry that holds none, one or several."""
-    if value is None:
-        return ()
-    return (value,) if isinstance(value, int) else tuple(value)
 
 
 def _family_of(values: Mapping[str, Any], label: str) -> str:
@@ -182,6 +172,13 @@ def _num_kv_heads(values: Mapping[str, Any], family_name: str, num_heads: int, l
     if family_name == "llama" and values.get("num_key_value_heads") is None:
         return num_heads
     return int(_required(values, "num_key_value_heads", label))
+
+
+def _token_ids(value: int | list[int] | None) -> tuple[int, ...]:
+    """Return the ids of a config entry that holds none, one or several."""
+    if value is None:
+        return ()
+    return (value,) if isinstance(value, int) else tuple(value)
 
 
 def _sliding_window(values: Mapping[str, Any], family_name: str, label: str) -> int | None:

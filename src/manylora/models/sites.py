@@ -7,7 +7,6 @@ matrix, so their outputs lie side by side.
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from manylora.models.config import LlamaConfig
@@ -59,13 +58,10 @@ def site_name(layer: int, member: str) -> str:
 
 def base_sites(config: LlamaConfig) -> dict[str, tuple[int, int]]:
     """Return every site an adapter may change, with (in_features, out_features), in the order of computation."""
+    shapes = {stack: stack_shape(config, stack) for stack in Stack}
     return {
         site_name(layer, member): (shape.in_features, end - begin)
         for layer in range(config.num_layers)
-        for stack, shape in _stack_shapes(config)
+        for stack, shape in shapes.items()
         for member, (begin, end) in zip(stack.members, shape.columns, strict=True)
     }
-
-
-def _stack_shapes(config: LlamaConfig) -> Iterator[tuple[Stack, StackShape]]:
-    return ((stack, stack_shape(config, stack)) for stack in Stack)
