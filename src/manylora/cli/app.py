@@ -2,7 +2,7 @@
 
 import typer
 
-from manylora.cli import adapters, complete, demo, measure, train
+from manylora.cli import adapters, complete, demo, inspect, measure, train
 
 app = typer.Typer(
     name="manylora",
@@ -17,5 +17,6 @@ app = typer.Typer(
 demo.register(app)
 complete.register(app)
 adapters.register(app)
+inspect.register(app)
 train.register(app)
 measure.register(app)

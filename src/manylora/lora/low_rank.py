@@ -1,4 +1,4 @@
-"""Low-rank products B A: their norm, their distance, and the nearest product of a smaller rank. Knows no adapter."""
+"""Low-rank products B A: norm, distance, singular values, the nearest product of a smaller rank. Knows no adapter."""
 
 # Shapes: O rows, D columns, R inner dimension; all in float64.
 
@@ -35,10 +35,15 @@ def truncate(b: Tensor, a: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     that are zero up to rounding are dropped, so the rank may be smaller. Both factors get the root of each
     singular value.
     """
+    return _balanced(*decompose(b, a), rank)
+
+
+def decompose(b: Tensor, a: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # [O, R], [R, D]
+    """Return the singular value decomposition u, sigma, v_t of `b @ a`, without forming it. O((O + D) R^2)."""
     q_b, r_b = torch.linalg.qr(b)
     q_a, r_a = torch.linalg.qr(a.T)
     u, sigma, v_t = torch.linalg.svd(r_b @ r_a.T, full_matrices=False)
-    return _balanced(q_b @ u, sigma, v_t @ q_a.T, rank)
+    return q_b @ u, sigma, v_t @ q_a.T
 
 
 def factorise(dense: Tensor, rank: int) -> tuple[Tensor, Tensor]:
