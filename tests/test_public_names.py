@@ -1,0 +1,16 @@
+"""The public names are exactly these, and each can be had."""
+
+import manylora
+
+
+def test_every_public_name_can_be_imported() -> None:
+    for name in manylora.__all__:
+        assert getattr(manylora, name) is not None
+
+
+def test_the_public_names_are_frozen() -> None:
+    assert sorted(manylora.__all__) == [
+        "Adapter", "Attached", "Completion", "Composition", "Engine", "EngineConfig", "Library", "LoraPair", "Mixture",
+        "Output", "SamplingParams", "__version__", "attach", "compose", "load_model", "load_peft", "load_tokenizer",
+        "save_peft",
+    ]  # fmt: skip
