@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 
 from manylora.errors import DataError
 from manylora.train.text_data import IGNORED, Example, make_batch, plan_batches, tokenize_rows
+from tests.train.tiny import tiny_tokenizer
 
 
 def chat(*turns):
@@ -79,6 +80,13 @@ def test_a_template_that_rewrites_earlier_turns_is_refused(tokenizer, monkeypatc
 def test_a_tokenizer_without_a_template_is_refused(tokenizer, monkeypatch):
     monkeypatch.setattr(tokenizer, "chat_template", None)
     with pytest.raises(DataError, match="has no chat template; give rows of 'prompt' and 'completion'"):
+        tokenize_rows([CHATS["one turn"][0]], tokenizer, 100, "truncate")
+
+
+def test_a_tokenizer_without_an_end_token_is_refused():
+    tokenizer = tiny_tokenizer()
+    tokenizer.eos_token = None
+    with pytest.raises(DataError, match="names no end token"):
         tokenize_rows([CHATS["one turn"][0]], tokenizer, 100, "truncate")
 
 

@@ -62,7 +62,13 @@ def tokenize_rows(
     max_tokens: int,
     overlong: Literal["truncate", "drop"],
 ) -> Dataset:
-    """Tokenize rows. One longer than `max_tokens` is cut at its end or dropped; without a target left, dropped."""
+    """Tokenize rows. One longer than `max_tokens` is cut at its end or dropped; without a target left, dropped.
+
+    Raises:
+        DataError: the tokenizer has no end token, or no chat template that a row of a chat could be put into.
+    """
+    if tokenizer.eos_token is None:
+        raise DataError("the tokenizer names no end token (eos_token), so no answer could be taught to end")
     dataset = Dataset()
     for row in rows:
         tokens, is_target = _tokenize_row(row, tokenizer)

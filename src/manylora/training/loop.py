@@ -176,9 +176,10 @@ class TrainingRun:
         self.optimizer.zero_grad(set_to_none=True)
         total = 0.0
         for loss in losses(self.step):
-            self._refuse_not_finite("loss", loss.item())
+            value = loss.item()
+            self._refuse_not_finite("loss", value)
             self.accelerator.backward(loss)
-            total += loss.item()
+            total += value
         grad_norm = nn.utils.clip_grad_norm_(self.parameters.values(), self.config.max_grad_norm).item()
         self._refuse_not_finite("gradient norm", grad_norm)
         self.optimizer.step()

@@ -24,7 +24,13 @@ def plot_losses(rows: Sequence[Mapping[str, Any]], path: Path, title: str) -> No
     axes.plot(steps, running_mean(losses, share=0.05), color="tab:blue", linewidth=2, label="running mean")
     held_out = [(row["step"], row["eval_loss"]) for row in rows if "eval_loss" in row]
     if held_out:
-        axes.plot(*zip(*held_out, strict=True), color="tab:orange", marker="o", label="held-out loss")
+        axes.plot(
+            *zip(*held_out, strict=True),
+            color="tab:orange",
+            marker="o",
+            linestyle=":",
+            label="held-out loss",
+        )
     axes.set(xlabel="optimizer step", ylabel="loss (nats a token)", title=title)
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)
