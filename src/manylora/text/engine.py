@@ -16,19 +16,12 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
-import torch
-
-from manylora.errors import AdapterError, ConfigError, ManyLoraError, ModelError, RequestError
-from manylora.kernels import KvLayout
-from manylora.lifecycle import RequestState, TerminalEvent
+from manylora.errors import ConfigError, ManyLoraError, RequestError
 from manylora.lora.fit import check_fits
 from manylora.lora.library import Library
 from manylora.lora.mixture import MixtureLike
 from manylora.lora.reader import AdapterRef
-from manylora.memory.block_table import BlockTable
-from manylora.memory.page_size import ModelShape, choose_page_tokens
-from manylora.memory.pages import PageId
-from manylora.memory.unified import MemoryUse, UnifiedMemory
+from manylora.memory.unified import MemoryUse
 from manylora.models.adapter_pages import AdapterPages
 from manylora.models.llama import Llama
 from manylora.models.lora_batch import LoraBatchBuilder
@@ -38,15 +31,16 @@ from manylora.text.batch import build_batch
 from manylora.text.config import EngineConfig
 from manylora.text.detokenize import Detokenizer
 from manylora.text.intake import Intake, Prompt
+from manylora.text.live import LiveSequence
 from manylora.text.loader import AdapterLoader
 from manylora.text.output import Completion, Output, join, refused
 from manylora.text.params import SamplingParams
 from manylora.text.policy import FirstComeFirstServed, Policy
+from manylora.text.pool import Pool
 from manylora.text.runner import Runner
-from manylora.text.sampling import SampledToken, SamplingRow, TokenLogprobs, TokenSampler, sample_seed
+from manylora.text.sampling import TokenSampler
 from manylora.text.scheduler import Scheduled, Scheduler
-from manylora.text.sequence import Request, Sequence
-from manylora.text.stop import StopChecker
+from manylora.text.sequence import Request
 
 LOADER_WAIT_S = 0.02
 """How long a step waits, with nothing to compute, for an adapter that is on its way."""
@@ -67,15 +61,6 @@ class EngineStats:
     distinct_adapters_last_step: int
     pool_bytes: MemoryUse
     """Who holds the pool, in bytes."""
-
-
-@dataclass(eq=False)
-class _Live:
-    """What the engine keeps of a sequence that has not ended."""
-
-    sequence: Sequence
-    seed: int
-    stop: StopChecker
 
 
 class Engine:
@@ -101,52 +86,42 @@ class Engine:
         self.model = model
         self.config = config or EngineConfig()
         self._detokenizer = None if tokenizer is None else Detokenizer(tokenizer)
-        layout = _kv_layout(model, self.config)
-        num_pages = self.config.pool_bytes // layout.page_bytes
-        if num_pages < 1:
-            raise ConfigError(
-                f"pool_bytes must hold at least one page of {layout.page_bytes} bytes, got {self.config.pool_bytes}"
-            )
+        self._pool = Pool(model, self.config)
         self._intake = Intake(
             model.config,
             tokenizer,
             library,
-            num_pages=num_pages,
-            page_tokens=layout.page_tokens,
-            page_bytes=layout.page_bytes,
+            num_pages=self._pool.num_pages,
+            page_tokens=self._pool.layout.page_tokens,
+            page_bytes=self._pool.layout.page_bytes,
         )
-        self._layout = layout
-        self._pages = torch.empty(num_pages, layout.page_bytes, dtype=torch.uint8, device=model.device)
-        memory = UnifiedMemory(num_pages, layout.page_tokens, prefix_caching=self.config.prefix_caching)
-        stacks = decoder_stacks(model.config)
-        sites = base_sites(model.config)
-        self._memory = memory
+        stacks, sites = decoder_stacks(model.config), base_sites(model.config)
         self._loader = AdapterLoader(
             library,
-            AdapterPages(self._pages, stacks),
-            memory.adapters,
+            AdapterPages(self._pool.pages, stacks),
+            self._pool.memory.adapters,
             lambda adapter: check_fits(adapter, sites, model.config.name),
             max_pending=self.config.max_pending_loads,
             num_threads=self.config.load_threads,
         )
         self._scheduler = Scheduler(
-            memory,
+            self._pool.memory,
             self._loader,
             policy or FirstComeFirstServed(),
             max_batch_tokens=self.config.max_batch_tokens,
             max_num_seqs=self.config.max_num_seqs,
         )
-        self._lora = LoraBatchBuilder(self._pages, stacks)
-        self._runner = Runner(model, self._pages, layout)
+        self._lora = LoraBatchBuilder(self._pool.pages, stacks)
+        self._runner = Runner(model, self._pool.pages, self._pool.layout)
         self._sampler = TokenSampler()
         self._open: dict[str, int] = {}  # request id -> samples that have not ended
-        self._live: dict[tuple[str, int], _Live] = {}
-        self._submitted: deque[_Live] = deque()
+        self._live: dict[tuple[str, int], LiveSequence] = {}
+        self._submitted: deque[LiveSequence] = deque()
         self._cancelled: deque[str] = deque()
         self._num_steps = 0
         self._distinct_adapters = 0
         if self.config.debug:
-            self._poison_free_pages()
+            self._pool.poison_free_pages()
 
     # -- requests
 
@@ -199,14 +174,15 @@ class Engine:
         outputs = self._take_in()
         scheduled = self._scheduler.schedule()
         for sequence, error in self._scheduler.take_rejected():
-            outputs.append(self._forget(self._live[_key(sequence)], sequence.lifecycle.fail(error)))
+            live = self._live[sequence.request.request_id, sequence.index]
+            outputs.append(self._forget(live, live.end(sequence.lifecycle.fail(error))))
         if scheduled:
             outputs += self._run(scheduled)
         elif not outputs and self._live:
             self._loader.wait(LOADER_WAIT_S)
         if self.config.debug:
             self._scheduler.check_integrity()
-            self._poison_free_pages()
+            self._pool.poison_free_pages()
         return outputs
 
     def generate(
@@ -246,7 +222,7 @@ class Engine:
 
     def stats(self) -> EngineStats:
         """Counts for people and metrics."""
-        adapters, scheduler = self._memory.adapters.stats, self._scheduler
+        adapters, scheduler = self._pool.memory.adapters.stats, self._scheduler
         return EngineStats(
             num_steps=self._num_steps,
             num_waiting=len(scheduler.waiting) + len(self._submitted),
@@ -257,7 +233,7 @@ class Engine:
             adapter_evictions=adapters.evictions,
             prefix_hit_tokens=scheduler.num_prefix_tokens,
             distinct_adapters_last_step=self._distinct_adapters,
-            pool_bytes=self._memory.use.in_bytes(self._layout.page_bytes),
+            pool_bytes=self._pool.bytes_held,
         )
 
     def close(self) -> None:
@@ -274,110 +250,69 @@ class Engine:
 
     # -- inside
 
-    def _begin(self, request: Request, index: int) -> _Live:
-        params = request.params
-        detokenizer = None
-        if self._detokenizer is not None:
-            detokenizer = self._detokenizer.start(
-                skip_special_tokens=params.skip_special_tokens, context=request.prompt
-            )
-        stop = StopChecker(
-            params,
+    def _begin(self, request: Request, index: int) -> LiveSequence:
+        return LiveSequence(
+            request,
+            index,
+            page_tokens=self._pool.layout.page_tokens,
             eos_token_ids=self.model.config.eos_token_ids,
-            max_tokens=request.max_tokens,
-            detokenizer=detokenizer,
+            detokenizer=self._detokenizer,
         )
-        table = BlockTable(self._layout.page_tokens)
-        sequence = Sequence(request, index, list(request.prompt), table)
-        return _Live(sequence, sample_seed(params.seed, index), stop)
 
     def _take_in(self) -> list[Output]:
         """Take in what other threads brought since the last step: requests, cancellations, adapters."""
         while self._submitted:
             live = self._submitted.popleft()
-            self._live[_key(live.sequence)] = live
+            self._live[live.key] = live
             self._scheduler.add(live.sequence)
         outputs = []
         while self._cancelled:
             request_id = self._cancelled.popleft()
             for live in [live for key, live in self._live.items() if key[0] == request_id]:
-                outputs.append(self._take_out(live, live.sequence.lifecycle.cancel()))
+                outputs.append(self._take_out(live, live.end(live.sequence.lifecycle.cancel())))
         failures = self._loader.poll()
-        if failures:
-            for live in list(self._live.values()):
-                error = next(
-                    (failures[ref] for ref in _refs(live.sequence.request) if ref in failures), None
-                )
-                if error is not None and live.sequence in self._scheduler.waiting:
-                    outputs.append(self._take_out(live, live.sequence.lifecycle.fail(error)))
+        for live in list(self._live.values()) if failures else ():
+            error = next((failures[ref] for ref in _refs(live.sequence.request) if ref in failures), None)
+            if error is not None and live.sequence in self._scheduler.waiting:
+                outputs.append(self._take_out(live, live.end(live.sequence.lifecycle.fail(error))))
         return outputs
 
     def _run(self, scheduled: SequenceOf[Scheduled]) -> list[Output]:
-        batch = build_batch(scheduled, self._loader.resident, self._lora, self._pages.device)
+        batch = build_batch(scheduled, self._loader.resident, self._lora, self._pool.pages.device)
         self._num_steps += 1
         self._distinct_adapters = batch.num_adapters
         logits = self._runner.run(batch)
-        live = [self._live[_key(s.sequence)] for s in batch.sampled]
-        tokens = self._sampler.sample(logits, [_sampling_row(one) for one in live])
-        sampled = dict(zip(map(id, batch.sampled), zip(live, tokens, strict=True), strict=True))
+        live = [self._live[s.sequence.request.request_id, s.sequence.index] for s in batch.sampled]
+        tokens = self._sampler.sample(logits, [one.sampling_row() for one in live])
         outputs = []
         for s in batch.scheduled:
-            if id(s) not in sampled:
+            if not s.samples:
                 self._scheduler.update(s, None)
-                continue
-            one, token = sampled[id(s)]
+        for s, one, token in zip(batch.sampled, live, tokens, strict=True):
             self._scheduler.update(s, token.token_id)
-            outputs.append(self._extend(one, token))
+            output = one.extend(token)
+            outputs.append(output if output.event is None else self._take_out(one, output))
         return outputs
 
-    def _extend(self, live: _Live, token: SampledToken) -> Output:
-        """Add a sampled token to a sequence, and end it if that was its last."""
-        lifecycle = live.sequence.lifecycle
-        if token.token_id is None:
-            return self._take_out(live, lifecycle.fail(_not_finite(live.sequence.request)))
-        update = live.stop.push(token.token_id)
-        new = (token.token_id,)
-        logprobs = () if token.logprobs is None else (token.logprobs,)
-        if update.finish_reason is None:
-            request_id, index = _key(live.sequence)
-            return Output(request_id, index, new, update.text, logprobs)
-        return self._take_out(live, lifecycle.finish(update.finish_reason), new, update.text, logprobs)
-
-    def _take_out(
-        self,
-        live: _Live,
-        event: TerminalEvent,
-        token_ids: tuple[int, ...] = (),
-        text: str = "",
-        logprobs: tuple[TokenLogprobs, ...] = (),
-    ) -> Output:
-        """End a sequence that the scheduler still has; returns its last output."""
+    def _take_out(self, live: LiveSequence, last: Output) -> Output:
+        """Let go of a sequence that the scheduler still has; hands its last output on."""
         self._scheduler.remove(live.sequence)
-        if event.state is not RequestState.FINISHED:
-            text += live.stop.flush()
-        return self._forget(live, event, token_ids, text, logprobs)
+        return self._forget(live, last)
 
-    def _forget(
-        self,
-        live: _Live,
-        event: TerminalEvent,
-        token_ids: tuple[int, ...] = (),
-        text: str = "",
-        logprobs: tuple[TokenLogprobs, ...] = (),
-    ) -> Output:
-        request_id, index = _key(live.sequence)
-        del self._live[request_id, index]
+    def _forget(self, live: LiveSequence, last: Output) -> Output:
+        request_id, _ = live.key
+        del self._live[live.key]
         self._open[request_id] -= 1
         if self._open[request_id] == 0:
             del self._open[request_id]
             for ref in _refs(live.sequence.request):
                 self._loader.release_demand(ref)
-        return Output(request_id, index, token_ids, text, logprobs, event)
+        return last
 
     def _finish_all(self, wanted: set[tuple[str, int]]) -> dict[tuple[str, int], Completion]:
         """Step until these samples have ended."""
         parts: dict[tuple[str, int], list[Output]] = {key: [] for key in wanted}
-        mixtures = {_key(live.sequence): live.sequence.request.mixture for live in self._submitted}
+        mixtures = {live.key: live.sequence.request.mixture for live in self._submitted}
         done: dict[tuple[str, int], Completion] = {}
         while len(done) < len(wanted):
             for output in self.step():
@@ -389,63 +324,7 @@ class Engine:
                     done[key] = join(mixtures[key], parts.pop(key))
         return done
 
-    def _poison_free_pages(self) -> None:
-        """Fill pages that nobody holds with NaN (all bits set, in every float format)."""
-        pool = self._memory.pool
-        free = [page for page in range(pool.num_pages) if pool.refs(PageId(page)) == 0]
-        self._pages[torch.tensor(free, dtype=torch.int64, device=self._pages.device)] = 0xFF
-
-
-def _kv_layout(model: Llama, config: EngineConfig) -> KvLayout:
-    shape = model.config
-    return KvLayout(
-        num_layers=shape.num_layers,
-        page_tokens=config.page_tokens or _page_tokens(model),
-        num_kv_heads=shape.num_kv_heads,
-        head_dim=shape.head_dim,
-        dtype=model.dtype,
-    )
-
-
-def _page_tokens(model: Llama) -> int:
-    """The page size at which adapters and sequences of this model waste little."""
-    shape = model.config
-    return choose_page_tokens(
-        ModelShape(
-            name=shape.name,
-            num_layers=shape.num_layers,
-            hidden_size=shape.hidden_size,
-            num_heads=shape.num_heads,
-            num_kv_heads=shape.num_kv_heads,
-            head_dim=shape.head_dim,
-            intermediate_size=shape.intermediate_size,
-            kv_itemsize=model.dtype.itemsize,
-        )
-    )
-
-
-def _key(sequence: Sequence) -> tuple[str, int]:
-    return sequence.request.request_id, sequence.index
-
 
 def _refs(request: Request) -> list[AdapterRef]:
     """What the request demands of the loader: the references that `submit` put into it."""
     return [key for key, _ in request.adapters if isinstance(key, AdapterRef)]
-
-
-def _sampling_row(live: _Live) -> SamplingRow:
-    request, params = live.sequence.request, live.sequence.request.params
-    banned = live.stop.banned_token_ids
-    # A greedy row without penalties needs no history, and copying one costs more than its argmax.
-    needs_history = banned or params.has_penalties or not params.is_greedy
-    output = live.sequence.output if needs_history else ()
-    return SamplingRow(params, live.seed, request.prompt, output, banned)
-
-
-def _not_finite(request: Request) -> ManyLoraError:
-    if request.mixture:
-        return AdapterError(
-            f"the mixture {request.mixture} drove the model's logits to NaN or infinity; "
-            "lower its weights, or look at it with `manylora inspect`"
-        )
-    return ModelError(f"the base model's logits for request '{request.request_id}' are not finite")

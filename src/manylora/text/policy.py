@@ -10,10 +10,12 @@ from manylora.text.sequence import Sequence
 class Policy(Protocol):
     """Passed to the engine; any object with this method will do."""
 
-    def order(self, waiting: SequenceOf[Sequence], running: Iterable[Sequence]) -> SequenceOf[Sequence]:
+    def order(self, waiting: SequenceOf[Sequence], running: SequenceOf[Sequence]) -> Iterable[Sequence]:
         """Return the waiting sequences that may be admitted now, the first to be at the front. Called once a step.
 
         `waiting` is in order of arrival. With nothing running, something must be returned, or nothing ever runs.
+        The order is taken one by one, so a generator sees what became of those before: a sequence that has started,
+        or is about to, holds its adapters (`held`); one whose adapters are still being read holds none.
         """
         ...
 
@@ -21,7 +23,7 @@ class Policy(Protocol):
 class FirstComeFirstServed:
     """Admit in order of arrival. A preempted sequence is older than those that came after it, so it goes first."""
 
-    def order(self, waiting: SequenceOf[Sequence], running: Iterable[Sequence]) -> SequenceOf[Sequence]:
+    def order(self, waiting: SequenceOf[Sequence], running: SequenceOf[Sequence]) -> Iterable[Sequence]:
         return waiting
 
 
@@ -36,18 +38,17 @@ class AdapterClustering:
         self.max_distinct = max_distinct
         self.max_overtaken = max_overtaken
 
-    def order(self, waiting: SequenceOf[Sequence], running: Iterable[Sequence]) -> SequenceOf[Sequence]:
+    def order(self, waiting: SequenceOf[Sequence], running: SequenceOf[Sequence]) -> Iterable[Sequence]:
         active = {key for sequence in running for key, _ in sequence.request.adapters}
         youngest = max((sequence.request.arrival for sequence in running), default=-1)
-        overdue: list[Sequence] = []
-        admitted: list[Sequence] = []
-        for sequence in waiting:
+
+        def is_overdue(sequence: Sequence) -> bool:
+            return youngest - sequence.request.arrival > self.max_overtaken
+
+        for sequence in sorted(waiting, key=is_overdue, reverse=True):  # stable: by arrival among equals
             keys = {key for key, _ in sequence.request.adapters}
-            if youngest - sequence.request.arrival > self.max_overtaken:
-                overdue.append(sequence)
-            elif not active or len(active | keys) <= self.max_distinct:
-                admitted.append(sequence)
-            else:
-                continue
-            active |= keys
-        return overdue + admitted
+            if is_overdue(sequence) or not active or len(active | keys) <= self.max_distinct:
+                yield sequence
+                # One whose adapters are still being read keeps nobody out.
+                if sequence.held:
+                    active |= keys

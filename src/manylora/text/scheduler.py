@@ -5,15 +5,14 @@
                                +------- preempt ---------+
 
 Pages are given to running sequences first, oldest first; then waiting ones are admitted in the policy's order. When
-pages run out, adapters held by those who still wait are let go, and then the youngest running sequence is preempted:
-it loses its pages, keeps its tokens, and computes them again when it is admitted anew.
+pages run out, whoever came last gives up what it holds: a waiting sequence lets its adapters go; a running one is
+preempted, that is, it loses its pages, keeps its tokens, and computes them again when it is admitted anew.
 """
 
 import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
 from hashlib import blake2b
-from itertools import islice
 from typing import Protocol
 
 from manylora.errors import CapacityError
@@ -80,25 +79,31 @@ class Scheduler:
         """Decide the next step. Empty when nothing can run, for want of requests or of adapters still on their way."""
         step: dict[int, Scheduled] = {}  # by id of the sequence
         budget = self._max_batch_tokens
+        is_short = False
         # Decodes first: a long prompt must not hold up those who are already answering.
         for sequence in sorted(self.running, key=lambda s: s.in_prefill):
             num_new = min(sequence.num_pending, budget)
-            if num_new > 0 and sequence in self.running and self._grow(sequence, num_new, step):
+            if num_new == 0 or sequence not in self.running:
+                continue
+            if self._grow(sequence, num_new, step):
                 step[id(sequence)] = Scheduled(sequence, num_new)
                 budget = self._max_batch_tokens - sum(s.num_new for s in step.values())
-        self._admit(step, budget)
+            else:
+                is_short = True
+        # What those who run lack, nobody else may take.
+        if not is_short:
+            self._admit(step, budget)
         return list(step.values())
 
     def update(self, scheduled: Scheduled, token: int | None) -> None:
         """Record that the step is done for a sequence, with the token sampled for it if one was due."""
         sequence = scheduled.sequence
-        was_prefill = sequence.in_prefill
+        is_prompt = sequence.num_computed < sequence.num_prompt
         sequence.num_computed += scheduled.num_new
-        if token is None:
-            return
-        if was_prefill:
-            self._keep_prefix(sequence)  # the prompt is shared from now on, while its first user still runs
-        sequence.tokens.append(token)
+        if is_prompt:
+            self._keep_prefix(sequence)  # shared from now on, while its first user still runs
+        if token is not None:
+            sequence.tokens.append(token)
 
     def remove(self, sequence: Sequence) -> None:
         """Take a sequence out, wherever it is: it has finished, failed or been cancelled."""
@@ -139,12 +144,17 @@ class Scheduler:
     # -- running sequences
 
     def _grow(self, sequence: Sequence, num_new: int, step: dict[int, Scheduled]) -> bool:
-        """Give a running sequence pages for its new tokens; False if it had to be preempted itself."""
+        """Give a running sequence pages for its new tokens; False if it must wait, or had to be preempted itself."""
         needed = sequence.block_table.pages_needed(sequence.num_computed + num_new)
         while not self.memory.can_alloc(needed):
-            if self._let_go_of_waiting():
+            holders = self._holders()
+            youngest = max(holders, key=_age)
+            if holders == [sequence]:
+                # By itself it fits, so what it lacks is being copied to, and can be evicted once that is done.
+                return False
+            if youngest in self.waiting:
+                self._release_adapters(youngest)
                 continue
-            youngest = self.running[-1]
             step.pop(id(youngest), None)
             self._preempt(youngest)
             if youngest is sequence:
@@ -159,13 +169,9 @@ class Scheduler:
         sequence.lifecycle.preempt()
         _insert(self.waiting, sequence)
 
-    def _let_go_of_waiting(self) -> bool:
-        """Release the adapters that the youngest waiting holder has kept resident; False if nobody holds any."""
-        for sequence in reversed(self.waiting):
-            if sequence.held:
-                self._release_adapters(sequence)
-                return True
-        return False
+    def _holders(self) -> list[Sequence]:
+        """All who hold pages or adapters."""
+        return [*self.running, *(sequence for sequence in self.waiting if sequence.held)]
 
     # -- waiting sequences
 
@@ -175,22 +181,24 @@ class Scheduler:
         Whoever waits for memory stops those behind it, or it might wait for ever; whoever waits for an adapter to be
         read stops nobody.
         """
-        order = self._policy.order(self.waiting, self.running)
-        # Not the whole queue: so many could start if all before them finished now.
-        for sequence in list(islice(order, 2 * self._max_num_seqs)):
+        next_up: list[Sequence] = []
+        for sequence in self._policy.order(list(self.waiting), self.running):
             needs = self._identify(sequence)
             if needs is None:
                 continue
+            # Not the whole queue: so many could start if all before them finished now.
+            if len(next_up) == 2 * self._max_num_seqs:
+                break
+            next_up.append(sequence)
             if not self._hold(sequence, needs):
-                # With nothing running nobody will free memory, unless those behind let go of what they hold.
-                if self.running or not self._let_go_of_others(sequence) or not self._hold(sequence, needs):
+                if not self._let_go_of_all_but(next_up) or not self._hold(sequence, needs):
                     break
             if not all(self.memory.adapters.is_ready(identity) for identity in sequence.held):
                 continue
             if budget == 0 or len(self.running) == self._max_num_seqs or self._awaits_sibling(sequence):
                 continue
             if not self._start(sequence):
-                if self.running or not self._let_go_of_others(sequence) or not self._start(sequence):
+                if not self._let_go_of_all_but(next_up) or not self._start(sequence):
                     break
             num_new = min(sequence.num_pending, budget)
             step[id(sequence)] = Scheduled(sequence, num_new)
@@ -232,17 +240,24 @@ class Scheduler:
             sequence.held.append(identity)
         return True
 
-    def _let_go_of_others(self, sequence: Sequence) -> bool:
-        """Release what every other waiting sequence holds; False if none held anything."""
-        holders = [other for other in self.waiting if other is not sequence and other.held]
-        for other in holders:
-            self._release_adapters(other)
+    def _let_go_of_all_but(self, next_up: list[Sequence]) -> bool:
+        """Release what waiting sequences hold whose turn comes later; False if none of them held anything.
+
+        Those before in line keep what they hold: it is all they need, so they are about to start. If each could take
+        from the other what has just been copied for it, neither would.
+        """
+        holders = [sequence for sequence in self.waiting if sequence.held and sequence not in next_up]
+        for sequence in holders:
+            self._release_adapters(sequence)
         return bool(holders)
 
     def _awaits_sibling(self, sequence: Sequence) -> bool:
-        """Whether another sample of the same request is computing the prompt, which can then be shared."""
-        return sequence.index > 0 and any(
-            other.request is sequence.request and other.in_prefill for other in self.running
+        """Whether another sample of the same request is computing pages of the prompt that this one can share."""
+        page_tokens = self.memory.page_tokens
+        num_shareable = (sequence.num_prompt - 1) // page_tokens * page_tokens
+        return self.memory.prefixes.enabled and any(
+            other.request is sequence.request and other.num_computed < num_shareable
+            for other in self.running
         )
 
     def _start(self, sequence: Sequence) -> bool:
@@ -280,11 +295,15 @@ class Scheduler:
 
 def _insert(queue: list[Sequence], sequence: Sequence) -> None:
     """Insert by arrival. Searched from the end, since most sequences are younger than all others."""
-    key = (sequence.request.arrival, sequence.index)
     place = len(queue)
-    while place > 0 and (queue[place - 1].request.arrival, queue[place - 1].index) > key:
+    while place > 0 and _age(queue[place - 1]) > _age(sequence):
         place -= 1
     queue.insert(place, sequence)
+
+
+def _age(sequence: Sequence) -> tuple[int, int]:
+    """Smaller is older."""
+    return sequence.request.arrival, sequence.index
 
 
 def _salt(sequence: Sequence) -> bytes:

@@ -1,0 +1,79 @@
+"""A sequence that has not ended, with what turns its sampled tokens into text and says when it ends."""
+
+from collections.abc import Collection
+
+from manylora.errors import AdapterError, ManyLoraError, ModelError
+from manylora.lifecycle import RequestState, TerminalEvent
+from manylora.memory.block_table import BlockTable
+from manylora.text.detokenize import Detokenizer
+from manylora.text.output import Output
+from manylora.text.sampling import SampledToken, SamplingRow, sample_seed
+from manylora.text.sequence import Request, Sequence
+from manylora.text.stop import StopChecker
+
+
+class LiveSequence:
+    """What the engine keeps of one sample of a request, beside what the scheduler does."""
+
+    def __init__(
+        self,
+        request: Request,
+        index: int,
+        *,
+        page_tokens: int,
+        eos_token_ids: Collection[int],
+        detokenizer: Detokenizer | None,
+    ) -> None:
+        params = request.params
+        self.sequence = Sequence(request, index, list(request.prompt), BlockTable(page_tokens))
+        self._seed = sample_seed(params.seed, index)
+        self._stop = StopChecker(
+            params,
+            eos_token_ids=eos_token_ids,
+            max_tokens=request.max_tokens,
+            detokenizer=None
+            if detokenizer is None
+            else detokenizer.start(skip_special_tokens=params.skip_special_tokens, context=request.prompt),
+        )
+
+    @property
+    def key(self) -> tuple[str, int]:
+        """Request id and index, by which outputs name a sample."""
+        return self.sequence.request.request_id, self.sequence.index
+
+    def sampling_row(self) -> SamplingRow:
+        """What the sampler needs to choose the next token."""
+        request, banned = self.sequence.request, self._stop.banned_token_ids
+        params = request.params
+        # A greedy row without penalties needs no history, and copying one costs more than its argmax.
+        needs_history = banned or params.has_penalties or not params.is_greedy
+        output = self.sequence.output if needs_history else ()
+        return SamplingRow(params, self._seed, request.prompt, output, banned)
+
+    def extend(self, token: SampledToken) -> Output:
+        """Take the token sampled for the sequence; the output has an event if it was the last."""
+        lifecycle = self.sequence.lifecycle
+        if token.token_id is None:
+            return self.end(lifecycle.fail(_not_finite(self.sequence.request)))
+        update = self._stop.push(token.token_id)
+        return Output(
+            *self.key,
+            token_ids=(token.token_id,),
+            text=update.text,
+            logprobs=() if token.logprobs is None else (token.logprobs,),
+            event=None if update.finish_reason is None else lifecycle.finish(update.finish_reason),
+        )
+
+    def end(self, event: TerminalEvent) -> Output:
+        """The last output of a sequence that does not end by itself, with the text that was held back."""
+        assert event.state is not RequestState.FINISHED
+        return Output(*self.key, text=self._stop.flush(), event=event)
+
+
+def _not_finite(request: Request) -> ManyLoraError:
+    if request.mixture:
+        return AdapterError(
+            f"the mixture {request.mixture} drove the model's logits to NaN or infinity; "
+            "lower its weights, or look at it with `manylora inspect`"
+        )
+    return ModelError(f"the base model's logits for request '{request.request_id}' are not finite")

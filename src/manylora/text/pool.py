@@ -1,0 +1,64 @@
+"""The one pool of an engine: its bytes on the device, how they hold KV, and the bookkeeping of its pages."""
+
+import torch
+
+from manylora.errors import ConfigError
+from manylora.kernels import KvLayout
+from manylora.memory.page_size import ModelShape, choose_page_tokens
+from manylora.memory.pages import PageId
+from manylora.memory.unified import MemoryUse, UnifiedMemory
+from manylora.models.llama import Llama
+from manylora.text.config import EngineConfig
+
+
+class Pool:
+    """Pages for one model, on its device and with KV in its dtype.
+
+    Raises:
+        ConfigError: the memory given does not hold one page.
+    """
+
+    def __init__(self, model: Llama, config: EngineConfig) -> None:
+        self.layout = KvLayout(
+            num_layers=model.config.num_layers,
+            page_tokens=config.page_tokens or _page_tokens(model),
+            num_kv_heads=model.config.num_kv_heads,
+            head_dim=model.config.head_dim,
+            dtype=model.dtype,
+        )
+        page_bytes, self.num_pages = self.layout.page_bytes, config.pool_bytes // self.layout.page_bytes
+        if self.num_pages < 1:
+            raise ConfigError(
+                f"pool_bytes must hold at least one page of {page_bytes} bytes, got {config.pool_bytes}"
+            )
+        self.pages = torch.empty(self.num_pages, page_bytes, dtype=torch.uint8, device=model.device)
+        self.memory = UnifiedMemory(
+            self.num_pages, self.layout.page_tokens, prefix_caching=config.prefix_caching
+        )
+
+    @property
+    def bytes_held(self) -> MemoryUse:
+        return self.memory.use.in_bytes(self.layout.page_bytes)
+
+    def poison_free_pages(self) -> None:
+        """Fill the pages that nobody holds with NaN (all bits set, in every float format)."""
+        pool = self.memory.pool
+        free = [page for page in range(self.num_pages) if pool.refs(PageId(page)) == 0]
+        self.pages[torch.tensor(free, dtype=torch.int64, device=self.pages.device)] = 0xFF
+
+
+def _page_tokens(model: Llama) -> int:
+    """The page size at which adapters and sequences of this model waste little."""
+    shape = model.config
+    return choose_page_tokens(
+        ModelShape(
+            name=shape.name,
+            num_layers=shape.num_layers,
+            hidden_size=shape.hidden_size,
+            num_heads=shape.num_heads,
+            num_kv_heads=shape.num_kv_heads,
+            head_dim=shape.head_dim,
+            intermediate_size=shape.intermediate_size,
+            kv_itemsize=model.dtype.itemsize,
+        )
+    )
