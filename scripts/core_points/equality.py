@@ -1,9 +1,9 @@
 """Greedy tokens of the engine against transformers and PEFT, on the real model in float32.
 
-96 chat prompts: a third the base, a third one of 16 adapters, a third one of 16 mixtures of 2 to 4 with weights from -0.5 to
-1.5. The oracle decodes each prompt alone: the base as it is, an adapter through PEFT, a mixture as a copy of the base to which the
-float64 sum of PEFT's weighted deltas was added. At the first token that differs, the oracle's own two best logits must
-be closer than rounding can tell apart.
+96 chat prompts: a third the base, a third one of 16 adapters, a third one of 16 mixtures of 2 to 4 with weights from
+-0.5 to 1.5. The oracle decodes each prompt alone: the base as it is, an adapter through PEFT, a mixture as a copy of
+the base to which the float64 sum of PEFT's weighted deltas was added. At the first token that differs, the oracle's own
+two best logits must be closer than rounding can tell apart.
 """
 
 import itertools

@@ -1,4 +1,4 @@
-"""Engines on the tiny model, and what each request should give: the merged model in float64, decoded without a cache."""
+"""Engines on the tiny model, and what each request should give: the merged model in float64, without a cache."""
 
 from __future__ import annotations
 

@@ -18,7 +18,8 @@ from manylora.text import AdapterClustering, Engine, Output, SamplingParams
 from tests.text.engines import CONFIG, GREEDY, PAGE_TOKENS, adapters, engine, expect, library
 
 MIXTURES: list[MixtureLike] = [
-    None, "a", "b", "c", "d", "e", {"a": 1.0, "c": -0.5}, {"b": 0.7, "d": 1.5, "e": 0.25}, "a:0.5", {"a": 1.0, "c": -0.5},
+    None, "a", "b", "c", "d", "e", "a:0.5",
+    {"a": 1.0, "c": -0.5}, {"b": 0.7, "d": 1.5, "e": 0.25}, {"a": 1.0, "c": -0.5},
 ]  # fmt: skip
 PROMPTS = [[(7 * i + j * j) % 256 for j in range(1 + (5 * i) % 23)] for i in range(len(MIXTURES))]
 
