@@ -148,11 +148,10 @@ def compose(
     weighted = _weighted(adapters, weights)
     by_site = _terms_by_site(weighted)
     bases = {adapter.base_model for adapter, _ in weighted}
+    parts = "+".join(f"{adapter.name}:{weight:g}" for adapter, weight in weighted)
     result = Adapter(
         {},
-        name="+".join(f"{adapter.name}:{weight:g}" for adapter, weight in weighted)
-        if name is None
-        else name,
+        name=parts if name is None else name,
         base_model=bases.pop() if len(bases) == 1 else None,
     )
     [(first, weight), *others] = weighted

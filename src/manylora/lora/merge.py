@@ -34,7 +34,7 @@ def ties(deltas: Sequence[MakeDelta], density: float) -> Tensor:  # [O, D]
         trimmed = trim(delta(), density)
         agrees = trimmed.sign() == total.sign()
         merged += trimmed * agrees
-        num_agreeing += agrees & (trimmed != 0)
+        num_agreeing += agrees
     return merged / num_agreeing.clamp(min=1)
 
 
