@@ -30,7 +30,8 @@ def lines() -> Iterator[Line]:
         return
     yield Line(
         f"record of {row['started'][:10]}, commit {row['commit'][:9]}: `{COMMAND}`",
-        f"base {row['base_tokens_per_s']:.0f}, with adapters {row['tokens_per_s']:.0f} tokens/s, toll {row['toll']:.0%}",
+        f"base {row['base_tokens_per_s']:.0f}, with adapters {row['tokens_per_s']:.0f} tokens/s, "
+        f"toll {row['toll']:.0%}",
         "reported as it is",
         True,
     )
