@@ -24,7 +24,7 @@ def adapter_facts(adapter: Adapter, folder: Path | None) -> Facts:
     Args:
         folder: where its config lies; None where it came from elsewhere than a local folder.
     """
-    sites = []
+    sites: list[Facts] = []
     for site, pair in adapter.sites.items():
         delta = svd_of_pair(pair)
         sites.append(
@@ -55,15 +55,13 @@ def adapter_facts(adapter: Adapter, folder: Path | None) -> Facts:
 def print_adapter(facts: Facts) -> None:
     console = Console(highlight=False, soft_wrap=True)
     sites = facts["sites"]
-    console.print(
-        f"[bold]{escape(facts['name'])}[/]  for {escape(facts['base_model'] or 'a base that its file does not name')}"
-    )
+    base_model = facts["base_model"] or "a base that its file does not name"
+    console.print(f"[bold]{escape(facts['name'])}[/]  for {escape(base_model)}")
     console.print(
         f"identity {facts['identity'][:16]}..., {facts['dtype']}, {facts['num_bytes'] / 1e6:.2f} MB"
     )
-    console.print(
-        f"{len(sites)} sites, rank {_range(s['rank'] for s in sites)}, norm of the whole delta {facts['norm']:.3g}"
-    )
+    ranks = _range(site["rank"] for site in sites)
+    console.print(f"{len(sites)} sites, rank {ranks}, norm of the whole delta {facts['norm']:.3g}")
     for note in facts["config"]:
         console.print(f"config: {escape(note)}")
     by_kind: dict[str, list[Facts]] = {}

@@ -103,7 +103,10 @@ def print_mixture(found: Inspection, top: int) -> None:
 def _site_table(weights: WeightDiagnosis, top: int) -> Table:
     whole = "" if weights.relative is None else f" = {weights.relative:.2%} of the base's"
     title = f"Summed delta: norm {weights.frobenius:.3g}{whole}, over {len(weights.sites)} sites"
-    table = Table("site", "adapters", "norm", "/ base", "spectral", "/ base", "effective rank", title=title)
+    table = Table(title=title)
+    table.add_column("site", no_wrap=True)
+    for column in ("norm", "of base", "spectral", "of base", "eff. rank"):
+        table.add_column(column)
     for site in weights.sites[:top]:
         table.add_row(escape(site.site), *_site_row(site))
     if len(weights.sites) > top:
@@ -114,7 +117,6 @@ def _site_table(weights: WeightDiagnosis, top: int) -> Table:
 
 def _site_row(site: SiteDelta) -> list[str]:
     return [
-        str(site.num_adapters),
         f"{site.frobenius:.3g}",
         "-" if site.relative is None else f"{site.relative:.2%}",
         f"{site.spectral:.3g}",

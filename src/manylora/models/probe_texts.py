@@ -1,4 +1,4 @@
-"""The texts on which a mixture is probed: plain, of several kinds, and about nothing an adapter is likely trained on."""
+"""The texts on which a mixture is probed: plain, of several kinds, and of no task that adapters are trained on."""
 
 PROBE_TEXTS = (
     "The bridge was closed for repairs in spring, so most people now walk along the river to reach the station.",
