@@ -7,24 +7,29 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import re
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from uuid import uuid4
 
 import torch
 from torch import Tensor
 
-from manylora.errors import AdapterFormatError, AdapterNotFoundError
+from manylora.errors import AdapterFormatError
 from manylora.lora.adapter import Adapter, LoraPair, widest
 from manylora.lora.peft_config import PeftConfig, config_for, parse_config
+from manylora.lora.peft_folder import CONFIG_FILE, TENSOR_FILE, adapter_folder, replace_files, unchanged
 from manylora.lora.tensor_file import TensorInfo, decode_tensors, encode_tensors, read_header
 
-CONFIG_FILE = "adapter_config.json"
-TENSOR_FILE = "adapter_model.safetensors"
+__all__ = [
+    "AdapterHeader",
+    "SiteHeader",
+    "load_peft",
+    "peek_peft",
+    "save_peft",
+    "CONFIG_FILE",
+    "TENSOR_FILE",
+]
 
 DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
@@ -82,10 +87,11 @@ def peek_peft(directory: str | Path, name: str | None = None) -> AdapterHeader:
     Raises:
         AdapterNotFoundError, AdapterFormatError: as `load_peft`, except that values are not seen.
     """
-    folder = _folder(directory)
-    config = _read_config(folder)
-    with (folder / TENSOR_FILE).open("rb") as file:
-        tensors = read_header(file, folder / TENSOR_FILE)
+    folder = adapter_folder(directory)
+    with unchanged(folder):
+        config = _read_config(folder)
+        with (folder / TENSOR_FILE).open("rb") as file:
+            tensors = read_header(file, folder / TENSOR_FILE)
     return _header(config, tensors, folder, name)
 
 
@@ -100,14 +106,11 @@ def load_peft(directory: str | Path, name: str | None = None) -> Adapter:
         AdapterNotFoundError: there is no such directory.
         AdapterFormatError: a file is missing, broken or holds what is not served; a value is NaN or Inf.
     """
-    folder = _folder(directory)
-    # A trainer may be writing over the directory: a config must never be paired with another one's weights.
-    stamp = _stamp(folder)
-    config = _read_config(folder)
-    data = (folder / TENSOR_FILE).read_bytes()
-    if _stamp(folder) != stamp:
-        raise AdapterFormatError(f"{folder} changed while it was read; load it again")
+    folder = adapter_folder(directory)
     path = folder / TENSOR_FILE
+    with unchanged(folder):
+        config = _read_config(folder)
+        data = path.read_bytes()
     header = _header(config, read_header(io.BytesIO(data), path), folder, name)
     tensors = decode_tensors(data, path)
     pairs = {site: _pair(site, header, tensors) for site in header.sites}
@@ -119,8 +122,8 @@ def load_peft(directory: str | Path, name: str | None = None) -> Adapter:
 def save_peft(adapter: Adapter, directory: str | Path, base_model: str | None = None) -> None:
     """Write an adapter; loading it gives the same deltas here and in PEFT, and here the same id.
 
-    The files are written aside and renamed: a new directory appears whole. Of a directory that exists the two
-    files are replaced, one right after the other, and other files stay.
+    The files are written aside and renamed: a new directory appears whole. In a directory that exists the two
+    files are replaced and others stay; whoever reads meanwhile gets the old adapter, the new one or an error.
 
     Args:
         base_model: what PEFT is told the adapter is for; the adapter's own by default.
@@ -131,47 +134,8 @@ def save_peft(adapter: Adapter, directory: str | Path, base_model: str | None = 
     adapter.validate()
     scalings = {site: (pair.rank, pair.scaling) for site, pair in adapter.sites.items()}
     config = config_for(scalings, base_model or adapter.base_model, adapter.label)
-    folder = Path(directory).resolve()
-    aside = folder.with_name(f".{folder.name}.{uuid4().hex}")
-    aside.mkdir(parents=True)
-    try:
-        _write(aside / TENSOR_FILE, encode_tensors(_peft_tensors(adapter)))
-        _write(aside / CONFIG_FILE, (json.dumps(config, indent=2) + "\n").encode())
-        if folder.exists():
-            for file in (TENSOR_FILE, CONFIG_FILE):
-                os.replace(aside / file, folder / file)
-        else:
-            aside.rename(folder)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
-
-
-def _folder(path: str | Path) -> Path:
-    """The adapter's directory, which holds both files."""
-    given = Path(path)
-    folder = given.parent if given.name in (CONFIG_FILE, TENSOR_FILE) else given
-    if not folder.is_dir():
-        raise AdapterNotFoundError(f"'{given}' is no directory of an adapter")
-    present = sorted(entry.name for entry in folder.iterdir())
-    for file in (CONFIG_FILE, TENSOR_FILE):
-        if file not in present:
-            raise AdapterFormatError(f"'{folder}' has no {file}; {_what_else(present)}")
-    return folder
-
-
-def _what_else(present: list[str]) -> str:
-    pickles = [name for name in present if name.endswith((".bin", ".pt", ".pth", ".ckpt"))]
-    if pickles:
-        return (
-            f"{pickles[0]} is a pickle, which can run code when it is opened, so it is not read. If you trust "
-            "it, open it with PEFT and save it: PeftModel.from_pretrained(...).save_pretrained(directory)"
-        )
-    return f"it holds {present or 'nothing'}; expected {CONFIG_FILE} and {TENSOR_FILE}, as PEFT saves them"
-
-
-def _stamp(folder: Path) -> list[tuple[int, int, int]]:
-    stats = [(folder / file).stat() for file in (CONFIG_FILE, TENSOR_FILE)]
-    return [(stat.st_ino, stat.st_size, stat.st_mtime_ns) for stat in stats]
+    data = (json.dumps(config, indent=2) + "\n").encode()
+    replace_files(Path(directory), config=data, tensors=encode_tensors(_peft_tensors(adapter)))
 
 
 def _read_config(folder: Path) -> PeftConfig:
@@ -262,10 +226,3 @@ def _peft_tensors(adapter: Adapter) -> dict[str, Tensor]:
         tensors[f"base_model.model.{site}.lora_A.weight"] = a
         tensors[f"base_model.model.{site}.lora_B.weight"] = b
     return tensors
-
-
-def _write(path: Path, data: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())  # or a crash could leave the renamed directory with empty files
