@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Makes the data and trains the four example adapters: ./train_all.sh [TASK...]
-# Needs `make model`. About 5 minutes an adapter on two free cores; a run that is interrupted goes on where it was.
+# Needs `make model`. 5 to 12 minutes an adapter on two CPU cores; a run that is interrupted goes on where it was.
 set -euo pipefail
 cd "$(dirname "$0")"
 
