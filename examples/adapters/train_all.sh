@@ -4,7 +4,7 @@
 set -euo pipefail
 cd "$(dirname "$0")"
 
-# PASSIVE: threads that wait for each other sleep instead of spinning. On a machine with other work it is far faster.
+# Threads that wait for each other sleep instead of spinning: other work on the machine, and this, would pay for it.
 export OMP_WAIT_POLICY=PASSIVE
 
 python make_data.py build/data
