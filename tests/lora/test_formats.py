@@ -367,7 +367,8 @@ def test_a_reader_never_pairs_one_adapters_config_with_anothers_weights(tmp_path
 
     writer = threading.Thread(target=keep_saving)
     writer.start()
-    seen, num_loads = set(), 0
+    seen: set[str] = set()
+    num_loads = 0
     try:
         deadline = time.monotonic() + 60
         while (len(seen) < 2 or num_loads < 300) and time.monotonic() < deadline:
