@@ -2,13 +2,10 @@
 
     python scripts/break_curve.py --adapters examples/adapters
 
-Runs two sets of mixtures, each against the held-out paragraphs below and against the probes of `inspect`:
-"curve", on which the thresholds of models/verdict.py were chosen, and "random", which only checks them. Rows are
-kept in docs/data/break_curve.json as they are measured; a killed run goes on where it stopped, and a finished one only
-draws docs/break_curve.png and prints the tables of docs/diagnosis.md. About 20 minutes on two cores.
-
-Defined before anything was measured: a mixture is broken if it raises the loss of the held-out paragraphs by more than
-0.5 nats a token (a perplexity 1.65 times the base's), strained above 0.15 (1.16 times), else fine.
+Runs three sets of mixtures, each against the held-out paragraphs below and against the probes of `inspect`: "curve",
+on which the thresholds of models/verdict.py were chosen, and the random "mild" and "strong", which only check them.
+Rows are kept in docs/data/break_curve.json as they are measured, and a killed run goes on where it stopped. About 20
+minutes on two cores. scripts/break_curve_report.py makes the tables and the plot of docs/diagnosis.md from the rows.
 """
 
 from __future__ import annotations
@@ -38,14 +35,14 @@ from manylora.models.tokenizer import load_tokenizer
 
 MODEL = "smollm2-135m-instruct"
 TRAINED = ("json", "pirate", "sql", "headline")
-STRAINED_ABOVE, BROKEN_ABOVE = 0.15, 0.5
-"""Rise of the held-out loss in nats a token."""
-
-CURVE_SEED, RANDOM_SEED, NUM_RANDOM = 1, 2, 36
+CURVE_SEED, RANDOM_SEED, STRONG_SEED, NUM_RANDOM = 1, 2, 3, 36
 CURVE_STRENGTH = 0.1
 """Of the synthetic adapters that the curve goes on with: relative norms of 2 %, about those of the trained ones."""
 
-DOCS = Path(__file__).parent.parent / "docs"
+Row = dict[str, Any]
+"""What was measured of one mixture, as the data file holds it."""
+
+DATA = Path(__file__).parent.parent / "docs/data/break_curve.json"
 
 HELD_OUT = (
     "The ferry leaves the harbour every morning at half past seven and reaches the island before nine. In winter, "
@@ -92,17 +89,25 @@ def curve_cases(trained: Sequence[Adapter], sites: dict[str, tuple[int, int]]) -
             yield Case("curve", [*trained, *others][:count], [weight] * count)
 
 
-def random_cases(trained: Sequence[Adapter], sites: dict[str, tuple[int, int]]) -> Iterator[Case]:
-    """One to four of the trained and of synthetic adapters of all strengths, at weights from -0.5 to 1.5."""
-    draw = random.Random(RANDOM_SEED)
+def random_cases(
+    group: str,
+    trained: Sequence[Adapter],
+    sites: dict[str, tuple[int, int]],
+    *,
+    seed: int,
+    num_adapters: tuple[int, int],
+    weights: tuple[float, float],
+) -> Iterator[Case]:
+    """Some of the trained and of synthetic adapters of all strengths, at random weights. Trained ones are likelier."""
+    draw = random.Random(seed)
     others = []
     for number in range(12):
         strength = 0.02 * 15 ** draw.random()  # 0.02 to 0.3
-        others.append(synthetic_adapter(sites, 100 + number, RANDOM_SEED, strength=strength))
+        others.append(synthetic_adapter(sites, 100 + number, seed, strength=strength))
     for _ in range(NUM_RANDOM):
-        chosen = draw.sample([*trained, *trained, *others], draw.randint(1, 4))
+        chosen = draw.sample([*trained, *trained, *others], draw.randint(*num_adapters))
         distinct = list({adapter.name: adapter for adapter in chosen}.values())
-        yield Case("random", distinct, [round(draw.uniform(-0.5, 1.5), 2) for _ in distinct])
+        yield Case(group, distinct, [round(draw.uniform(*weights), 2) for _ in distinct])
 
 
 class Bench:
@@ -123,7 +128,7 @@ class Bench:
             begin += len(text)
         return total / sum(len(text) - 1 for text in self.held_out)
 
-    def measure(self, case: Case) -> dict[str, Any]:
+    def measure(self, case: Case) -> Row:
         result = probe(self.model, self.probes, case.adapters, case.weights)
         weights = diagnose_weights(case.adapters, case.weights, self.norms)
         return {
@@ -156,7 +161,11 @@ def measure_all(roots: Sequence[Path], file: Path) -> None:
     done = {row["key"] for row in kept["rows"]}
     model, tokenizer = load_model(MODEL), load_tokenizer(MODEL)
     sites = base_sites(model.config)
-    cases = [*curve_cases(trained, sites), *random_cases(trained, sites)]
+    cases = [
+        *curve_cases(trained, sites),
+        *random_cases("mild", trained, sites, seed=RANDOM_SEED, num_adapters=(1, 4), weights=(-0.5, 1.5)),
+        *random_cases("strong", trained, sites, seed=STRONG_SEED, num_adapters=(2, 5), weights=(-1.0, 2.5)),
+    ]
     missing = [case for case in cases if case.key not in done]
     if not missing:
         return
@@ -183,7 +192,7 @@ def main() -> None:
     parser.add_argument(
         "--adapters", type=Path, action="append", required=True, help="folder of the trained ones"
     )
-    parser.add_argument("--data", type=Path, default=DOCS / "data" / "break_curve.json")
+    parser.add_argument("--data", type=Path, default=DATA)
     options = parser.parse_args()
     measure_all(options.adapters, options.data)
 
