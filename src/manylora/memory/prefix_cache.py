@@ -53,7 +53,7 @@ class PrefixCache:
         self._pool = pool
         self._page_tokens = page_tokens
         self._clock = clock
-        self._enabled = enabled
+        self.enabled = enabled
         self._nodes: dict[_Key, _Node] = {}
         self._by_page: dict[PageId, _Node] = {}
         self._idle: OrderedDict[PageId, int] = (
@@ -111,7 +111,7 @@ class PrefixCache:
             tokens: those whose KV has been computed. A partly filled last page is not kept.
             pages: held by the caller, in order; at least the full pages of tokens.
         """
-        if not self._enabled:
+        if not self.enabled:
             return
         assert len(pages) >= len(tokens) // self._page_tokens, (
             f"{len(pages)} pages for {len(tokens)} tokens"

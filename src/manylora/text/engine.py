@@ -150,8 +150,7 @@ class Engine:
             )
         live = [self._begin(request, index) for index in range(request.params.n)]
         self._open[request.request_id] = request.params.n
-        for ref in _refs(request):
-            self._loader.demand(ref)
+        self._loader.demand(request)
         self._submitted.extend(live)
         return request.request_id
 
@@ -305,8 +304,7 @@ class Engine:
         self._open[request_id] -= 1
         if self._open[request_id] == 0:
             del self._open[request_id]
-            for ref in _refs(live.sequence.request):
-                self._loader.release_demand(ref)
+            self._loader.release(live.sequence.request)
         return last
 
     def _finish_all(self, wanted: set[tuple[str, int]]) -> dict[tuple[str, int], Completion]:

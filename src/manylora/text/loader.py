@@ -4,10 +4,12 @@
 
 Requests demand what they name when they come, from any thread, and the demand ends with them. Everything but the
 reading and copying itself happens inside `poll`, `lookup` and `place`, on the engine's thread.
+
+Images wait for pages, so only so many are made. They are given to whole requests, oldest first: were all of them parts
+of mixtures whose other parts find no room, no request could ever start.
 """
 
-from collections import Counter
-from collections.abc import Callable, Container
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from threading import RLock
 from typing import Any
@@ -18,7 +20,7 @@ from manylora.lora.reader import AdapterRef
 from manylora.memory.adapter_cache import AdapterCache
 from manylora.memory.pages import PageId
 from manylora.models.adapter_pages import AdapterImage, AdapterPages, ResidentAdapter
-from manylora.text.sequence import AdapterKey
+from manylora.text.sequence import AdapterKey, Request
 
 
 class AdapterLoader:
@@ -37,7 +39,8 @@ class AdapterLoader:
         """
         Args:
             check_fits: raises AdapterMismatchError for an adapter of another model.
-            max_pending: most adapters being read or read and waiting for pages.
+            max_pending: most adapters being read or read and waiting for pages; more only where the oldest request
+                alone needs more.
         """
         self.resident: dict[AdapterId, ResidentAdapter] = {}
         self._library = library
@@ -47,7 +50,7 @@ class AdapterLoader:
         self._max_pending = max_pending
         # Guards what `demand` touches, which any thread may call.
         self._lock = RLock()
-        self._demand: Counter[AdapterKey] = Counter()
+        self._demand: dict[Request, None] = {}  # in the order in which they came
         self._reading: dict[AdapterKey, Future[AdapterImage]] = {}
         self._images: dict[AdapterId, AdapterImage] = {}
         self._copying: dict[AdapterId, Future[ResidentAdapter]] = {}
@@ -55,27 +58,27 @@ class AdapterLoader:
         # Apart from the readers: a copy into the pool takes milliseconds and must not wait for a slow disk.
         self._copier = ThreadPoolExecutor(1, "adapter-copier")
 
-    def demand(self, ref: AdapterRef) -> None:
-        """A request wants this adapter. Reading begins now unless enough are on their way."""
+    def demand(self, request: Request) -> None:
+        """A request wants its adapters. Reading begins now unless enough are on their way."""
         with self._lock:
-            self._demand[ref] += 1
-            self._start_reading()
+            self._demand[request] = None
+            absent = self._absent(key for key, _ in request.adapters)
+            if len(self._reading) + len(self._images) + len(absent) <= self._max_pending:
+                self._start_reading(absent)
 
-    def release_demand(self, ref: AdapterRef) -> None:
+    def release(self, request: Request) -> None:
+        """The request has ended."""
         with self._lock:
-            self._demand[ref] -= 1
-            if self._demand[ref] == 0:
-                del self._demand[ref]
+            del self._demand[request]
 
     def poll(self) -> dict[AdapterKey, Exception]:
         """Take in what has been read and copied, begin what is due; return what could not be read, with the reason."""
         with self._lock:
             failures = self._take_images()
-            for identity in [identity for identity, copy in self._copying.items() if copy.done()]:
-                self.resident[identity] = self._copying.pop(identity).result()
-                self._cache.mark_ready(identity)
-            self._forget_unwanted()
-            self._start_reading(failures)
+            self._take_copies()
+            due = self._due()
+            self._forget_all_but(due)
+            self._start_reading({what: key for what, key in due.items() if key not in failures})
         return failures
 
     def lookup(self, key: AdapterKey) -> tuple[AdapterId, int] | None:
@@ -98,7 +101,8 @@ class AdapterLoader:
 
     def wait(self, timeout_s: float) -> bool:
         """Wait until something on its way arrives, at most so long; False if nothing is on its way."""
-        futures: list[Future[Any]] = [*self._reading.values(), *self._copying.values()]
+        with self._lock:
+            futures: list[Future[Any]] = [*self._reading.values(), *self._copying.values()]
         wait(futures, timeout=timeout_s, return_when=FIRST_COMPLETED)
         return bool(futures)
 
@@ -112,32 +116,67 @@ class AdapterLoader:
         for key in [key for key, future in self._reading.items() if future.done()]:
             future = self._reading.pop(key)
             error = future.exception()
-            if error is not None:
+            # In either case another name of the same content may have been quicker.
+            if error is None:
+                image = future.result()
+                if self._cache.pages(image.identity) is None:
+                    self._images[image.identity] = image
+            elif self.lookup(key) is None:
                 assert isinstance(error, Exception)
                 failures[key] = error
-            elif self._cache.pages(future.result().identity) is None:
-                # Else another name of the same content was quicker.
-                self._images[future.result().identity] = future.result()
         return failures
 
-    def _start_reading(self, failures: Container[AdapterKey] = ()) -> None:
-        for key in self._demand:  # in the order in which they were first demanded
-            if len(self._reading) + len(self._images) >= self._max_pending:
+    def _take_copies(self) -> None:
+        for identity in [identity for identity, copy in self._copying.items() if copy.done()]:
+            self.resident[identity] = self._copying.pop(identity).result()
+            self._cache.mark_ready(identity)
+
+    def _due(self) -> dict[Hashable, AdapterKey]:
+        """What may be read, or read and waiting, now: what the oldest requests lack, as far as there is room for it."""
+        due: dict[Hashable, AdapterKey] = {}
+        seen: set[AdapterKey] = set()
+        for request in self._demand:
+            keys = [key for key, _ in request.adapters if key not in seen]
+            if not keys:
+                continue
+            seen.update(keys)
+            absent = self._absent(keys)
+            if due and len(due | absent) > self._max_pending:
+                break
+            due |= absent
+        return due
+
+    def _absent(self, keys: Iterable[AdapterKey]) -> dict[Hashable, AdapterKey]:
+        """Those whose adapter is not in the pool. By content where that is known, so that two names are read once."""
+        absent: dict[Hashable, AdapterKey] = {}
+        for key in keys:
+            identity = self._library.identity(_ref(key))
+            if identity is None or self._cache.pages(identity) is None:
+                absent.setdefault(identity or key, key)
+        return absent
+
+    def _start_reading(self, due: Mapping[Hashable, AdapterKey]) -> None:
+        limit = max(self._max_pending, len(due))
+        reading = self._absent(self._reading)
+        for what, key in due.items():
+            if len(self._reading) + len(self._images) >= limit:
                 return
-            if key not in failures and key not in self._reading and self.lookup(key) is None:
+            if what not in self._images and what not in reading:
                 self._reading[key] = self._readers.submit(self._read, key)
+
+    def _forget_all_but(self, due: Mapping[Hashable, AdapterKey]) -> None:
+        """Drop what nobody waits for, or only those whose turn comes later, and tables of evicted adapters."""
+        self._images = {what: image for what, image in self._images.items() if what in due}
+        for what, key in self._absent(self._reading).items():
+            if what not in due and self._reading[key].cancel():
+                del self._reading[key]
+        for identity in [i for i in self.resident if self._cache.pages(i) is None]:
+            del self.resident[identity]
 
     def _read(self, key: AdapterKey) -> AdapterImage:
         adapter = self._library.load(_ref(key))
         self._check_fits(adapter)
         return self._pages.layout(adapter)
-
-    def _forget_unwanted(self) -> None:
-        """Drop images that nobody waits for any more, and tables of adapters that have been evicted."""
-        wanted = {self._library.identity(_ref(key)) for key in self._demand}
-        self._images = {i: image for i, image in self._images.items() if i in wanted}
-        for identity in [i for i in self.resident if self._cache.pages(i) is None]:
-            del self.resident[identity]
 
 
 def _ref(key: AdapterKey) -> AdapterRef:
