@@ -4,7 +4,7 @@
 
 Runs three sets of mixtures, each against the held-out paragraphs below and against the probes of `inspect`: "curve",
 on which the thresholds of models/verdict.py were chosen, and the random "mild" and "strong", which only check them.
-Rows are kept in docs/data/break_curve.json as they are measured, and a killed run goes on where it stopped. About 20
+Rows are kept in docs/data/break_curve.json as they are measured, and a killed run goes on where it stopped. About 15
 minutes on two cores. scripts/break_curve_report.py makes the tables and the plot of docs/diagnosis.md from the rows.
 """
 
@@ -37,7 +37,7 @@ MODEL = "smollm2-135m-instruct"
 TRAINED = ("json", "pirate", "sql", "headline")
 CURVE_SEED, RANDOM_SEED, STRONG_SEED, NUM_RANDOM = 1, 2, 3, 36
 CURVE_STRENGTH = 0.1
-"""Of the synthetic adapters that the curve goes on with: relative norms of 2 %, about those of the trained ones."""
+"""Of the synthetic adapters that the curve goes on with: relative norms of 2 %, the trained ones have 0.6 to 1.4 %."""
 
 Row = dict[str, Any]
 """What was measured of one mixture, as the data file holds it."""

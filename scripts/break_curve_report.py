@@ -14,7 +14,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
 
 from manylora.models.probe import Change, ProbeResult
 from manylora.models.verdict import LOSS_INCREASE, Level, judge
@@ -72,56 +75,62 @@ def print_tables(rows: Sequence[Row]) -> None:
         for level in Level:
             said = [verdict_of(row) for row in of if level_of(row["held_out_rise"]) is level]
             print(f"| {level} | {' | '.join(str(said.count(other)) for other in Level)} |")
-    of = [row for row in rows if row["group"] != "curve"]
-    print("\n| figure | broken above the others |\n|---|--:|")
+    print("\n| figure | mild and strong | mild | strong |\n|---|--:|--:|--:|")
     for name, figure in FIGURES.items():
-        print(f"| {name} | {separation(of, figure):.2f} |")
+        areas = (
+            separation([row for row in rows if row["group"] in groups], figure)
+            for groups in (("mild", "strong"), ("mild",), ("strong",))
+        )
+        print(f"| {name} | {' | '.join(f'{area:.2f}' for area in areas)} |")
 
 
 def draw(rows: Sequence[Row], file: Path) -> None:
+    """Left, the curve; right, the random mixtures; the colour of a point is the verdict, its height what came."""
     figure = Figure(figsize=(10, 4.2), dpi=90)
     left, right = figure.subplots(1, 2)
-    curve = [row for row in rows if row["group"] == "curve"]
-    for weight in sorted({w for row in curve for w in row["weights"].values()}):
-        of = [row for row in curve if weight in row["weights"].values()]
-        counts, rises = [len(row["weights"]) for row in of], [row["held_out_rise"] for row in of]
-        left.plot(counts, rises, color="0.6", zorder=1)
-        left.annotate(
-            f"weight {weight:g}",
-            (counts[-1], rises[-1]),
-            textcoords="offset points",
-            xytext=(6, -3),
-            fontsize=8,
-        )
-        left.scatter(counts, rises, c=[COLOURS[verdict_of(row)] for row in of], zorder=2)
-    left.set(
-        xlabel="adapters in the mixture (4 trained, then synthetic)",
-        xlim=(0.5, 14.5),
-        title="More and more adapters",
-    )
-    checked = [row for row in rows if row["group"] != "curve"]
-    right.scatter(
-        [row["probe"]["mixture"]["loss_increase"] for row in checked],
-        [row["held_out_rise"] for row in checked],
-        c=[COLOURS[verdict_of(row)] for row in checked],
-        s=16,
-    )
-    right.set_xscale("symlog", linthresh=0.5)
-    for at in (LOSS_INCREASE.strained, LOSS_INCREASE.broken):
-        right.axvline(at, color="0.3", lw=0.8, ls="--")
-    right.set(
-        xlabel="loss of the probe texts, rise in nats a token", title=f"{len(checked)} random mixtures"
-    )
+    _draw_curve(left, [row for row in rows if row["group"] == "curve"])
+    _draw_random(right, [row for row in rows if row["group"] != "curve"])
     for axes in (left, right):
         axes.set_yscale("symlog", linthresh=0.5)
+        _label(axes.yaxis)
+        axes.set_ylabel("held-out loss, rise in nats a token")
         for at, level in ((STRAINED_ABOVE, Level.STRAINED), (BROKEN_ABOVE, Level.BROKEN)):
             axes.axhline(at, color=COLOURS[level], lw=0.8)
-        axes.set_ylabel("held-out loss, rise in nats a token")
-    for level, colour in COLOURS.items():
-        right.scatter([], [], c=colour, label=f"verdict: {level}")
-    right.legend(fontsize=8, loc="upper left")
+            axes.annotate(f"{level} above", (1, at), xycoords=("axes fraction", "data"), xytext=(-3, 3),
+                          textcoords="offset points", ha="right", fontsize=7, color=COLOURS[level])  # fmt: skip
     figure.tight_layout()
     figure.savefig(file)
+
+
+def _draw_curve(axes: Axes, rows: Sequence[Row]) -> None:
+    for weight in sorted({w for row in rows for w in row["weights"].values()}):
+        of = [row for row in rows if weight in row["weights"].values()]
+        counts, rises = [len(row["weights"]) for row in of], [row["held_out_rise"] for row in of]
+        axes.plot(counts, rises, color="0.6", zorder=1)
+        axes.scatter(counts, rises, c=[COLOURS[verdict_of(row)] for row in of], zorder=2)
+        axes.annotate(
+            f"weight {weight:g}", (counts[-1], rises[-1]), (6, -3), textcoords="offset points", fontsize=8
+        )
+    axes.set(xlabel="adapters: 4 trained, then synthetic", xlim=(0.5, 14.5), title="More and more adapters")
+
+
+def _draw_random(axes: Axes, rows: Sequence[Row]) -> None:
+    for level, colour in COLOURS.items():
+        of = [row for row in rows if verdict_of(row) is level]
+        seen = [row["probe"]["mixture"]["loss_increase"] for row in of]
+        axes.scatter(seen, [row["held_out_rise"] for row in of], c=colour, s=16, label=f"verdict: {level}")
+    for at in (LOSS_INCREASE.strained, LOSS_INCREASE.broken):
+        axes.axvline(at, color="0.5", lw=0.8, ls="--")
+    axes.set_xscale("symlog", linthresh=0.5)  # straight near zero, logarithmic beyond
+    _label(axes.xaxis)
+    axes.set(xlabel="loss of the probe texts, rise in nats a token", title=f"{len(rows)} random mixtures")
+    axes.legend(fontsize=8, loc="upper left")
+
+
+def _label(axis: Axis) -> None:
+    axis.set_major_locator(FixedLocator([-0.3, 0, 0.3, 1, 3, 10]))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(ScalarFormatter())
 
 
 def main() -> None:

@@ -175,7 +175,7 @@ def test_the_evidence_names_figure_value_and_threshold():
     words = [*map(str, verdict.findings), *verdict.remarks]
     assert any("+9.000" in line and f"broken above {LOSS_INCREASE.broken:g}" in line for line in words)
     assert any("'y' moves the model most" in line for line in words)
-    assert any("0.70: the parts hinder each other" in line for line in words)
+    assert any("non-additivity of the logits is 0.70" in line for line in words)
 
 
 def test_bad_probes_are_refused(model):

@@ -39,15 +39,12 @@ class Threshold:
 
 
 LOSS_INCREASE = Threshold("loss_increase", strained=0.1, broken=0.4)
-"""Plain language was lost. Where the rise of the probes' loss meets one of 0.15 and of 0.5 nats a token on held-out text,
-by the straight line through the 18 mixtures of the curve in docs/diagnosis.md; rounded."""
+"""Plain language was lost. Where the rise of the probes' loss meets one of 0.15 and of 0.5 nats a token on held-out
+text, by the straight line through the 18 mixtures of the curve in docs/diagnosis.md; rounded."""
 
 KL = Threshold("kl", strained=1.0, broken=1.2)
-"""The model predicts something else, whatever the probes' own words cost. On that curve no fine mixture is above 0.94 and
-no broken one below 1.46; broken is the middle."""
-
-NON_ADDITIVITY = 0.5
-"""Above it, the parts in sum are no guide to the mixture. Said, but not judged by: see docs/diagnosis.md."""
+"""The model predicts something else, whatever the probes' own words cost. On that curve no fine mixture is above 0.94
+and no broken one below 1.46; broken is the middle, strained just above the fine ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,9 +108,4 @@ def _remarks(result: ProbeResult, names: Sequence[str]) -> Iterator[str]:
         f"loss {largest.loss_increase:+.3f}, {alone}"
     )
     if result.non_additivity is not None:
-        apart = (
-            "the parts hinder each other"
-            if result.non_additivity > NON_ADDITIVITY
-            else "the parts nearly add up"
-        )
-        yield f"non-additivity of the logits is {result.non_additivity:.2f}: {apart}"
+        yield f"non-additivity of the logits is {result.non_additivity:.2f} (0: each part acts as it does alone)"
