@@ -229,9 +229,10 @@ class Scheduler:
     def _hold(self, sequence: Sequence, needs: dict[AdapterId, int]) -> bool:
         """Make sure that the adapters are resident, or becoming so, and stay; False if one does not fit now."""
         adapters = self.memory.adapters
-        absent = [i for i in needs if i not in sequence.held and adapters.pages(i) is None]
+        wanted = [identity for identity in needs if identity not in sequence.held]
+        absent = [identity for identity in wanted if adapters.pages(identity) is None]
         # Those that are there first, so that placing the others cannot evict them.
-        for identity in sorted(needs.keys() - set(sequence.held), key=absent.__contains__):
+        for identity in sorted(wanted, key=absent.__contains__):
             if identity in absent:
                 if not self.memory.can_alloc(needs[identity]):
                     return False
