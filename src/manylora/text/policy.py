@@ -47,7 +47,9 @@ class AdapterClustering:
 
         for sequence in sorted(waiting, key=is_overdue, reverse=True):  # stable: by arrival among equals
             keys = {key for key, _ in sequence.request.adapters}
-            if is_overdue(sequence) or not active or len(active | keys) <= self.max_distinct:
+            # Where a large mixture or overdue ones exceed the bound already, what adds nothing to them may still come.
+            bound = max(self.max_distinct, len(active))
+            if is_overdue(sequence) or not active or len(active | keys) <= bound:
                 yield sequence
                 # One whose adapters are still being read keeps nobody out.
                 if sequence.held:
