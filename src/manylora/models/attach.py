@@ -58,7 +58,7 @@ class Attached:
     def __init__(self, model: nn.Module, library: Library, memory_bytes: int) -> None:
         self._library = library
         self._name = type(model).__name__
-        self._modules = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)}
+        self._modules = _site_modules(model)
         if not self._modules:
             raise ConfigError(
                 f"{self._name} has no Linear and no Conv2d, so no adapter can be attached to it"
@@ -80,7 +80,7 @@ class Attached:
         self._resident: dict[AdapterId, ResidentAdapter] = {}
         self._rows: _Rows | None = None
         self._hooks = [
-            module.register_forward_hook(self._hook(stack, site))
+            module.register_forward_hook(self._hook(stack, site), with_kwargs=True)
             for stack, (site, module) in enumerate(self._modules.items())
         ]
 
@@ -182,10 +182,12 @@ class Attached:
                 )
 
     def _hook(self, stack: int, site: str) -> Any:
-        def add_lora(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
+        def add_lora(
+            module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
+        ) -> Tensor | None:
             if self._rows is None or not self._rows.touches(stack):
                 return None
-            x = args[0]
+            x = args[0] if args else kwargs["input"]
             self._rows.check(site, x, output)
             if isinstance(module, nn.Conv2d):
                 return self._rows.add_to_conv(stack, module, x, output)
@@ -215,6 +217,10 @@ class _Rows:
         return self._any is not None and self._any.touches(stack)
 
     def check(self, site: str, x: Tensor, output: Tensor) -> None:
+        if output.dim() < 2 or x.dim() != output.dim():
+            raise ConfigError(
+                f"'{site}' was given {list(x.shape)} without a batch dimension; its rows cannot be told apart"
+            )
         if x.shape[0] != len(self._mixtures):
             copies = len(self._mixtures) // max(1, self._num_rows)
             raise ConfigError(
@@ -255,6 +261,16 @@ class _Rows:
             ]
             self._batches[rows_per_item] = self._builder.build(items, self._resident)
         return self._batches[rows_per_item]
+
+
+def _site_modules(model: nn.Module) -> dict[str, nn.Linear | nn.Conv2d]:
+    """Every Linear and Conv2d by its path, but those of which only the weights are used: no hook sees them run."""
+    unseen = {m.out_proj for m in model.modules() if isinstance(m, nn.MultiheadAttention)}
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear | nn.Conv2d) and module not in unseen
+    }
 
 
 def _shape(module: nn.Linear | nn.Conv2d) -> tuple[int, int]:
