@@ -1,7 +1,11 @@
-"""A batch of mixtures over stacks of sites, against the dense sum of each row's deltas."""
+"""The batch of a step against the dense sum of weighted deltas in float64, whatever meets and wherever it lies."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from random import Random
+
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -9,177 +13,207 @@ from torch import Tensor
 
 from manylora.lora.adapter import Adapter, AdapterId
 from manylora.models.adapter_pages import AdapterPages, ResidentAdapter
-from manylora.models.lora_batch import Item, LoraBatchBuilder, WeightedAdapters
-from tests.models.test_adapter_pages import PAGE_BYTES, SHAPES, STACKS, make
-
-NUM_PAGES = 120
-
-
-class Pool:
-    """Some adapters on pages of a pool that is otherwise NaN, so that a stray read shows."""
-
-    def __init__(self, adapters: list[Adapter]) -> None:
-        self.storage = torch.full((NUM_PAGES, PAGE_BYTES), 0xFF, dtype=torch.uint8)
-        self.pages = AdapterPages(self.storage, STACKS)
-        self.builder = LoraBatchBuilder(self.storage, STACKS)
-        self.adapters = {adapter.identity: adapter for adapter in adapters}
-        self.resident: dict[AdapterId, ResidentAdapter] = {}
-        self.next_page = 0
-        for adapter in adapters:
-            self.load(adapter)
-
-    def load(self, adapter: Adapter) -> None:
-        """Onto pages that nobody had before."""
-        image = self.pages.layout(adapter)
-        ids = range(self.next_page, self.next_page + image.num_pages)
-        self.next_page += image.num_pages
-        # Backwards, so that the pages of an adapter do not follow one another.
-        self.resident[adapter.identity] = self.pages.write(image, [NUM_PAGES - 1 - i for i in ids])
-
-    def wipe(self) -> None:
-        self.storage.fill_(0xFF)
-
-    def run(
-        self, items: list[Item], num_rows: int, dtype: torch.dtype = torch.float64
-    ) -> dict[str, Tensor]:
-        """What is added at each site; outputs of a stack are column slices of one tensor."""
-        batch = self.builder.build(items, self.resident)
-        got: dict[str, Tensor] = {}
-        for k, stack in enumerate(STACKS):
-            widths = [SHAPES[site][1] for site in stack]
-            whole = torch.zeros(num_rows, sum(widths), dtype=dtype)
-            outputs = whole.split(widths, dim=1)
-            if batch is not None:
-                used = {identity for item in items for identity, _ in item.mixture}
-                assert batch.touches(k) == any(self.adapters[i].sites.keys() & set(stack) for i in used)
-                batch.apply(k, inputs(stack, num_rows).to(dtype), outputs)
-            got |= dict(zip(stack, outputs, strict=True))
-        return got
-
-    def expected(self, items: list[Item], num_rows: int) -> dict[str, Tensor]:
-        want = {
-            site: torch.zeros(num_rows, width, dtype=torch.float64) for site, (_, width) in SHAPES.items()
-        }
-        for item in items:
-            for identity, weight in item.mixture:
-                for site, pair in self.adapters[identity].sites.items():
-                    x = inputs(next(stack for stack in STACKS if site in stack), num_rows)
-                    rows = slice(item.begin, item.end)
-                    want[site][rows] += weight * x[rows] @ pair.delta().t()
-        return want
-
-    def check(self, items: list[Item], num_rows: int) -> None:
-        got, want = self.run(items, num_rows), self.expected(items, num_rows)
-        for site in SHAPES:
-            # Weights and scalings below are exact in float32.
-            torch.testing.assert_close(got[site], want[site], rtol=1e-11, atol=1e-11)
-
-
-def inputs(stack: tuple[str, ...], num_rows: int) -> Tensor:
-    generator = torch.Generator().manual_seed(len(stack))
-    return torch.randn(num_rows, SHAPES[stack[0]][0], generator=generator, dtype=torch.float64)
-
-
-def items_of(lengths: list[int], mixtures: list[WeightedAdapters]) -> tuple[list[Item], int]:
-    items, begin = [], 0
-    for length, mixture in zip(lengths, mixtures, strict=True):
-        items.append(Item(begin, begin + length, mixture))
-        begin += length
-    return items, begin
-
-
-ADAPTER_SPECS = st.lists(
-    st.tuples(
-        st.dictionaries(st.sampled_from(list(SHAPES)), st.integers(1, 6), min_size=1),
-        st.sampled_from([torch.float32, torch.bfloat16, torch.float16]),
-    ),
-    min_size=1,
-    max_size=4,
+from manylora.models.lora_batch import Item, LoraBatch, LoraBatchBuilder, WeightedAdapters
+from tests.kernels.cases import POISON, assert_close
+from tests.models.paged_adapters import (
+    IN_FEATURES,
+    OUT_FEATURES,
+    SITES,
+    STACKS,
+    make_adapter,
+    poisoned_pool,
 )
-MIXTURES = st.dictionaries(st.integers(0, 3), st.sampled_from([1.0, -0.5, 1.5, 0.25]), max_size=3)
+
+NUM_PAGES = 400
+
+ADAPTERS = [
+    make_adapter(dict.fromkeys(SITES, 4), torch.float32, seed=1),
+    make_adapter({"q": 1, "v": 9}, torch.bfloat16, seed=2),
+    make_adapter({"down": 3}, torch.float16, seed=3),
+    make_adapter({"k": 16, "gate": 2, "up": 5}, torch.float32, seed=4),
+    make_adapter({"o": 2, "up": 7, "q": 3}, torch.float16, seed=5),
+]
+"""Of mixed ranks, sites and dtypes; most leave some stacks alone."""
+
+NOT_IN_O = [adapter.identity for adapter in ADAPTERS if "o" not in adapter.sites]
 
 
-@settings(deadline=None, max_examples=40)
-@given(ADAPTER_SPECS, st.lists(st.tuples(st.integers(0, 5), MIXTURES), min_size=1, max_size=7))
-def test_any_batch_equals_the_dense_sum(specs, rows):
-    adapters = [make(ranks, dtype, seed) for seed, (ranks, dtype) in enumerate(specs)]
-    pool = Pool(adapters)
-    mixtures = [
-        tuple((adapters[i].identity, weight) for i, weight in mixture.items() if i < len(adapters))
-        for _, mixture in rows
-    ]
-    items, num_rows = items_of([length for length, _ in rows], mixtures)
-    pool.check(items, num_rows)
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread() -> Iterator[None]:
+    """The matrices are tiny: on a busy machine two threads wait for each other most of the time."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
-def everything() -> Pool:
-    return Pool([make(dict.fromkeys(SHAPES, 2 + seed), torch.float32, seed) for seed in range(3)])
+class Shelf:
+    """A poisoned pool; adapters are put on random pages of it and taken off again."""
+
+    def __init__(self, seed: int = 0) -> None:
+        self.pool = poisoned_pool(NUM_PAGES)
+        self.pages = AdapterPages(self.pool, STACKS)
+        self.builder = LoraBatchBuilder(self.pool, STACKS)
+        self.resident: dict[AdapterId, ResidentAdapter] = {}
+        self._free = list(range(NUM_PAGES))
+        Random(seed).shuffle(self._free)
+        self._held: dict[AdapterId, list[int]] = {}
+        for adapter in ADAPTERS:
+            self.put(adapter)
+
+    def put(self, adapter: Adapter) -> None:
+        image = self.pages.layout(adapter)
+        held, self._free = self._free[: image.num_pages], self._free[image.num_pages :]
+        self._held[adapter.identity] = held
+        self.resident[adapter.identity] = self.pages.write(image, held)
+
+    def evict(self, adapter: Adapter) -> None:
+        """Its pages are NaN from now on and the last to be given out again."""
+        held = self._held.pop(adapter.identity)
+        del self.resident[adapter.identity]
+        self.pool[torch.tensor(held)] = POISON
+        self._free += held
+
+    def build(self, items: list[Item]) -> LoraBatch | None:
+        return self.builder.build(items, self.resident)
 
 
-def test_a_batch_adds_something_and_its_base_rows_get_nothing():
-    pool = everything()
-    a, b, _ = pool.adapters
-    items, num_rows = items_of([2, 3, 1], [((a, 1.0),), (), ((b, 1.0),)])
-    got = pool.run(items, num_rows)
-    for site in SHAPES:
-        assert got[site][:2].abs().min() > 0
-        assert (got[site][2:5] == 0).all()
-        assert got[site][5:].abs().min() > 0
-    pool.check(items, num_rows)
+SHELF = Shelf()
+"""Used by every example, so that tables kept from the one before would show."""
 
 
-def test_a_batch_of_the_base_alone_is_none():
-    pool = everything()
-    assert pool.builder.build([Item(0, 4, ())], pool.resident) is None
-    assert pool.builder.build([], pool.resident) is None
+def some_items(mixtures: list[WeightedAdapters], counts: list[int]) -> list[Item]:
+    items, begin = [], 0
+    for mixture, count in zip(mixtures, counts, strict=True):
+        items.append(Item(begin, begin + count, mixture))
+        begin += count
+    return items
 
 
-def test_tables_are_kept_while_the_same_adapters_meet():
-    pool = everything()
-    a, b, c = pool.adapters
-    mixtures: list[WeightedAdapters] = [((a, 1.0),), ((b, 0.5), (c, 1.0))]
-    first = pool.builder.build(items_of([1, 1], mixtures)[0], pool.resident)
+def mixed(*parts: tuple[int, float]) -> WeightedAdapters:
+    """(number among ADAPTERS, weight) of each part."""
+    return tuple((ADAPTERS[number].identity, weight) for number, weight in parts)
+
+
+some_weights = st.integers(-8, 8).map(lambda eighths: eighths / 4)
+"""Exact in float32."""
+some_mixtures = st.lists(
+    st.tuples(st.integers(0, len(ADAPTERS) - 1), some_weights), max_size=4, unique_by=lambda part: part[0]
+).map(lambda parts: mixed(*parts))
+
+
+@st.composite
+def item_lists(draw: st.DrawFn) -> list[Item]:
+    """Items whose mixtures come from a few, so that they repeat; some are the base."""
+    few = draw(st.lists(some_mixtures, min_size=1, max_size=4))
+    mixtures = draw(st.lists(st.sampled_from(few), min_size=1, max_size=8))
+    counts = draw(st.lists(st.integers(1, 9), min_size=len(mixtures), max_size=len(mixtures)))
+    return some_items(mixtures, counts)
+
+
+def dense(items: list[Item], stack: int, x: Tensor) -> list[Tensor]:
+    """What the LoRA adds at each site of the stack: x times the sum of weighted deltas, in float64."""
+    by_identity = {adapter.identity: adapter for adapter in ADAPTERS}
+    result = [x.new_zeros(len(x), OUT_FEATURES[site]) for site in STACKS[stack]]
+    for item in items:
+        for identity, weight in item.mixture:
+            for site, delta in zip(STACKS[stack], result, strict=True):
+                pair = by_identity[identity].sites.get(site)
+                if pair is not None:
+                    delta[item.begin : item.end] += x[item.begin : item.end] @ (weight * pair.delta()).T
+    return result
+
+
+def check(batch: LoraBatch | None, items: list[Item]) -> float:
+    """Compare the batch with the dense sum at every stack; returns the largest change it should make."""
+    num_rows, largest = items[-1].end, 0.0
+    for stack, D in enumerate(IN_FEATURES):
+        x = torch.randn(num_rows, D, dtype=torch.float64)
+        before = [torch.randn(num_rows, OUT_FEATURES[site], dtype=torch.float64) for site in STACKS[stack]]
+        outputs = [y.clone() for y in before]
+        if batch is not None:
+            batch.apply(stack, x, outputs)
+        added = dense(items, stack, x)
+        for got, y, delta in zip(outputs, before, added, strict=True):
+            assert_close(got, y + delta, torch.float64, terms=1000)
+            largest = max(largest, delta.abs().max().item())
+    return largest
+
+
+def test_the_mixtures_change_the_outputs() -> None:
+    items = some_items([mixed((0, 1.0)), (), mixed((1, 0.5), (3, -2.0))], [3, 2, 4])
+    batch = SHELF.build(items)
+    assert batch is not None
+    assert check(batch, items) > 1
+    with_none = dense(items, 0, torch.ones(9, IN_FEATURES[0], dtype=torch.float64))
+    assert all((delta[3:5] == 0).all() and (delta[:3] != 0).all() for delta in with_none)
+
+
+@settings(deadline=None, max_examples=25)
+@given(items=item_lists())
+def test_equals_the_dense_sum(items: list[Item]) -> None:
+    batch = SHELF.build(items)
+    assert (batch is None) == all(item.mixture == () for item in items)
+    check(batch, items)
+
+
+def test_stacks_that_no_adapter_has_are_left_alone() -> None:
+    items = some_items([((identity, 1.0),) for identity in NOT_IN_O], [2] * len(NOT_IN_O))
+    batch = SHELF.build(items)
+    assert batch is not None
+    assert [batch.touches(stack) for stack in range(len(STACKS))] == [True, False, True, True]
+    check(batch, items)
+
+
+def test_outputs_may_be_columns_of_the_stacked_product() -> None:
+    items = some_items([mixed((0, 1.0), (4, 0.5)), mixed((1, 1.0))], [3, 4])
+    batch = SHELF.build(items)
+    assert batch is not None
+    x = torch.randn(7, IN_FEATURES[0], dtype=torch.float64)
+    widths = [OUT_FEATURES[site] for site in STACKS[0]]
+    stacked = torch.zeros(7, sum(widths), dtype=torch.float64)
+    batch.apply(0, x, stacked.split(widths, dim=1))
+    assert_close(stacked, torch.cat(dense(items, 0, x), dim=1), torch.float64, terms=1000)
+
+
+def test_nothing_is_built_for_the_base() -> None:
+    assert SHELF.build(some_items([(), ()], [3, 1])) is None
+
+
+def test_equal_items_use_the_batch_again() -> None:
+    mixtures = [mixed((0, 1.0), (2, 0.5)), (), mixed((1, 1.0))]
+    first = SHELF.build(some_items(mixtures, [3, 2, 1]))
     assert first is not None
-    assert pool.builder.build(items_of([1, 1], mixtures)[0], pool.resident) is first
-    longer = pool.builder.build(items_of([2, 1], mixtures)[0], pool.resident)
-    assert longer is not None
-    assert longer is not first
-    assert longer._adapters is first._adapters
-    pool.check(*items_of([2, 1], mixtures))
-    pool.check(*items_of([1, 2], [((a, -0.5),), ((b, 1.5), (c, 1.0))]))
-    pool.check(*items_of([1, 1], [((b, 1.0),), ((a, 1.0),)]))
+    assert SHELF.build(some_items(mixtures, [3, 2, 1])) is first
+    for others in (
+        some_items(mixtures, [2, 3, 1]),
+        some_items([mixed((0, 1.0), (2, 0.25)), (), mixed((1, 1.0))], [3, 2, 1]),
+        some_items([mixed((2, 1.0), (0, 0.5)), (), mixed((1, 1.0))], [3, 2, 1]),
+    ):
+        batch = SHELF.build(others)
+        assert batch is not first
+        check(batch, others)
 
 
-def test_an_adapter_loaded_again_elsewhere_is_not_served_from_old_tables():
-    pool = everything()
-    a, b, _ = pool.adapters
-    items, num_rows = items_of([2, 2], [((a, 1.0),), ((b, 1.0),)])
-    pool.check(items, num_rows)
-    pool.wipe()
-    for identity in (a, b):
-        pool.load(pool.adapters[identity])
-    pool.check(items, num_rows)
-
-
-def test_what_lies_on_an_evicted_adapters_pages_now_is_not_taken_for_it():
-    """b gets the very pages that a had: equal offsets, other adapter."""
-    one, other = make({"q": 2}, torch.float32, 1), make({"q": 2}, torch.float32, 2)
-    pool = Pool([one])
-    pool.check([Item(0, 2, ((one.identity, 1.0),))], 2)
-    before = pool.resident.pop(one.identity)
-    pool.adapters[other.identity] = other
-    pool.next_page = 0
-    pool.load(other)
-    assert (pool.resident[other.identity].row_offset == before.row_offset).all()
-    pool.check([Item(0, 2, ((other.identity, 1.0),))], 2)
-
-
-def test_float32_and_bfloat16_outputs():
-    pool = everything()
-    a, b, _ = pool.adapters
-    items, num_rows = items_of([3, 2], [((a, 1.0), (b, -0.5)), ((b, 1.5),)])
-    want = pool.expected(items, num_rows)
-    for dtype, tolerance in ((torch.float32, 1e-5), (torch.bfloat16, 0.03)):
-        for site, y in pool.run(items, num_rows, dtype).items():
-            error = (y.double() - want[site]).abs().max() / want[site].abs().max()
-            assert error < tolerance
+@settings(deadline=None, max_examples=8)
+@given(seed=st.integers(0, 2**16), moved=st.sets(st.integers(0, len(ADAPTERS) - 1), min_size=1))
+def test_an_adapter_that_was_moved_is_read_where_it_lies(seed: int, moved: set[int]) -> None:
+    shelf = Shelf(seed)
+    items = some_items([mixed(*((number, 1.0) for number in range(len(ADAPTERS))))], [3])
+    stale = shelf.build(items)
+    assert stale is not None
+    check(stale, items)
+    for number in moved:
+        shelf.evict(ADAPTERS[number])
+    for number in moved:
+        shelf.put(ADAPTERS[number])
+    # What the old tables point at is NaN now.
+    outputs = [
+        [torch.zeros(3, OUT_FEATURES[site], dtype=torch.float64) for site in stack] for stack in STACKS
+    ]
+    for stack, ys in enumerate(outputs):
+        stale.apply(stack, torch.ones(3, IN_FEATURES[stack], dtype=torch.float64), ys)
+    assert any(y.isnan().any() for ys in outputs for y in ys)
+    fresh = shelf.build(items)
+    assert fresh is not stale
+    check(fresh, items)
