@@ -94,10 +94,6 @@ class Trace:
     output_tokens: int
 
     @property
-    def num_prompt_tokens(self) -> int:
-        return sum(len(request.prompt) for request in self.requests)
-
-    @property
     def num_output_tokens(self) -> int:
         return len(self.requests) * self.output_tokens
 
