@@ -32,6 +32,20 @@ def test_many_small_loads_add_up(monkeypatch):
         refuse_if_busy()
 
 
+def test_work_that_ends_within_seconds_is_waited_for(monkeypatch):
+    samples = iter([0.4, 0.3, 0.1])
+    monkeypatch.setattr(machine, "foreign_cores", lambda _: {(9, "kworker"): next(samples)})
+    refuse_if_busy()
+    assert list(samples) == []
+
+
+def test_the_wait_ends(monkeypatch):
+    samples = iter([0.4, 0.3, 0.1])
+    monkeypatch.setattr(machine, "foreign_cores", lambda _: {(9, "kworker"): next(samples)})
+    with pytest.raises(ConfigError, match=r"0\.30 cores"):
+        refuse_if_busy(max_samples=2)
+
+
 def test_strangers_at_work_are_seen_and_children_are_not():
     # The shell ends at once, so that what it started is nobody's child but init's.
     started = subprocess.run(

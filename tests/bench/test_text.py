@@ -121,7 +121,8 @@ def test_a_row_can_only_be_kept_in_a_repository(monkeypatch):
 
 
 def test_a_busy_machine_is_refused_before_anything_is_read(monkeypatch):
-    def busy():
+    def busy(*, max_samples):
+        assert max_samples > 1
         raise ConfigError("the machine is busy")
 
     monkeypatch.setattr(text, "refuse_if_busy", busy)

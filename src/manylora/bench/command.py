@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
+
 from rich.console import Console
 
 from manylora.bench.config import BenchConfig
@@ -22,10 +25,20 @@ def bench_text(config: BenchConfig) -> None:
         raise ConfigError(
             "a row can only be kept by code that runs from its repository; leave out --record"
         )
-    with Console(stderr=True).status("starting") as status:
-        result = run(config, lambda what: status.update(what))
+    result = run(config, _progress_lines(Console(stderr=True)))
     if not config.json:
         print_result(result)
     if folder is not None and should_record(result):
         append_record(result, folder)
     print(json_line(result))
+
+
+def _progress_lines(console: Console) -> Callable[[str], None]:
+    """A line for each stage, with the seconds since the command began."""
+    began = time.perf_counter()
+
+    def tell(what: str) -> None:
+        seconds = time.perf_counter() - began
+        console.print(f"{seconds:5.0f} s  {what}", markup=False, highlight=False, soft_wrap=True)
+
+    return tell

@@ -19,6 +19,9 @@ from manylora.errors import ConfigError
 MAX_FOREIGN_CORES = 0.15
 """Processor time of other processes, in cores, at which a machine counts as busy."""
 
+MAX_SAMPLES = 20
+"""Looks at a busy machine before it is refused: the kernel's workers write files back for seconds after a job."""
+
 _INSTRUCTION_SETS = (
     "avx2",
     "avx512f",
@@ -126,16 +129,19 @@ def foreign_cores(sample_s: float = 1.0) -> dict[tuple[int, str], float]:
     return {key: (cpu_s - before.get(key, 0.0)) / elapsed_s for key, cpu_s in after.items()}
 
 
-def refuse_if_busy(*, sample_s: float = 1.0, max_cores: float = MAX_FOREIGN_CORES) -> None:
-    """Look whether anybody else is at work here.
+def refuse_if_busy(
+    *, sample_s: float = 1.0, max_cores: float = MAX_FOREIGN_CORES, max_samples: int = MAX_SAMPLES
+) -> None:
+    """Look whether anybody else is at work here; wait up to `max_samples * sample_s` for them to end.
 
     Raises:
-        ConfigError: together they use more than `max_cores`; names the largest.
+        ConfigError: together they use more than `max_cores` in each sample; names the largest of the last.
     """
-    used = foreign_cores(sample_s)
-    total = sum(used.values())
-    if total <= max_cores:
-        return
+    for _ in range(max_samples):
+        used = foreign_cores(sample_s)
+        total = sum(used.values())
+        if total <= max_cores:
+            return
     largest = sorted(used.items(), key=lambda item: -item[1])[:3]
     names = ", ".join(f"{name} (pid {pid}): {cores:.2f}" for (pid, name), cores in largest)
     raise ConfigError(

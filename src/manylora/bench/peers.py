@@ -16,6 +16,7 @@ from torch import Tensor
 
 from manylora.bench.adapters import adapter_name
 from manylora.bench.contender import Job, RunOrder
+from manylora.bench.peft_loading import load_peft_model
 from manylora.bench.timeline import RunFigures, Timeline
 from manylora.bench.workload import TraceRequest
 from manylora.models.locate import locate
@@ -70,7 +71,8 @@ class PeftPeer(TransformersPeer):
     """
 
     def prepare(self, job: Job) -> None:
-        self.model = load_peft_adapters(self.model, job)
+        loaded = [adapter_name(number) for number in job.trace.adapters]
+        self.model = load_peft_model(self.model, Path(job.adapters_folder), loaded)
         for mixture in {request.mixture for request in job.trace.requests if len(request.mixture) > 1}:
             names, weights = zip(*mixture, strict=True)
             self.model.add_weighted_adapter(
@@ -121,18 +123,6 @@ def load_causal_lm(model: str, dtype: str) -> Any:
     # Rows of equal length need no padding; the id only silences the question.
     loaded.generation_config.pad_token_id = 0
     return loaded.eval()
-
-
-def load_peft_adapters(model: Any, job: Job) -> Any:
-    """The model with every adapter of the trace loaded."""
-    from peft import PeftModelForCausalLM
-
-    names = [adapter_name(number) for number in job.trace.adapters]
-    folder = Path(job.adapters_folder)
-    loaded = PeftModelForCausalLM.from_pretrained(model, folder / names[0], adapter_name=names[0])
-    for name in names[1:]:
-        loaded.load_adapter(folder / name, adapter_name=name)
-    return loaded
 
 
 def pad_left(prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:

@@ -16,11 +16,12 @@ from tempfile import TemporaryDirectory
 import torch
 
 from manylora.bench.adapters import write_adapters
+from manylora.bench.batch_search import best_batch
 from manylora.bench.ceilings import measure_ceilings
 from manylora.bench.config import BenchConfig
 from manylora.bench.contender import Job, RunOrder
 from manylora.bench.floor import DecoderCosts, adapter_bytes, layer_products
-from manylora.bench.machine import LoadWatch, refuse_if_busy
+from manylora.bench.machine import MAX_SAMPLES, LoadWatch, refuse_if_busy
 from manylora.bench.result import BenchResult
 from manylora.bench.summary import summarise
 from manylora.bench.worker import Turn, Worker
@@ -30,8 +31,6 @@ from manylora.models.config import LlamaConfig
 from manylora.models.loading import load_config
 from manylora.models.sites import base_sites
 
-PEER_BATCHES = (32, 64, 128)
-SEARCH_OUTPUT_TOKENS = 16
 SWITCH_MAX_REQUESTS = 32
 
 Report = Callable[[str], None]
@@ -45,6 +44,7 @@ def run(config: BenchConfig, report: Report = lambda _: None) -> BenchResult:
         ConfigError: the machine is busy, unless `force`.
         RuntimeError: a contender's process died; with what it said.
     """
+    report("looking whether the machine is idle")
     forced = _check_idle(config)
     started = datetime.now(UTC).isoformat(timespec="seconds")
     model = load_config(config.model)
@@ -59,6 +59,7 @@ def run(config: BenchConfig, report: Report = lambda _: None) -> BenchResult:
             for name, turn in turns.items():
                 report(f"run {repeat + 1} of {config.repeats}: {name}")
                 turn.runs.append(turn.worker.run(turn.order))
+                report(f"  {turn.runs[-1].tokens_per_s:.1f} tokens/s")
         load = watch.stop()
     return summarise(config, model, trace, ceilings, turns, started=started, load=load, forced=forced)
 
@@ -66,7 +67,7 @@ def run(config: BenchConfig, report: Report = lambda _: None) -> BenchResult:
 def _check_idle(config: BenchConfig) -> bool:
     """Whether the machine is busy and the user measures all the same."""
     try:
-        refuse_if_busy()
+        refuse_if_busy(max_samples=1 if config.force else MAX_SAMPLES)
     except ConfigError:
         if not config.force:
             raise
@@ -132,19 +133,9 @@ def _start(
             # Its time is a request's time as often as there are requests: a few of them tell as much.
             order = RunOrder(batch=SWITCH_MAX_REQUESTS, max_requests=SWITCH_MAX_REQUESTS)
         else:
-            report(f"looking for the best batch of {name}")
-            order = RunOrder(batch=_best_batch(worker, config.requests))
+            order = RunOrder(batch=best_batch(name, worker, trace=job.trace, report=report))
         turns[name] = Turn(worker, order)
     return turns
-
-
-def _best_batch(worker: Worker, num_requests: int) -> int:
-    """The batch at which a peer is fastest, found on short answers: they decide it as long ones do."""
-    rates = {
-        batch: worker.run(RunOrder(batch=batch, max_output_tokens=SEARCH_OUTPUT_TOKENS)).tokens_per_s
-        for batch in sorted({min(batch, num_requests) for batch in PEER_BATCHES})
-    }
-    return max(rates, key=lambda batch: rates[batch])
 
 
 def ample_pool_bytes(config: BenchConfig, model: LlamaConfig, trace: Trace) -> int:
