@@ -9,14 +9,13 @@ import io
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from manylora.errors import AdapterFormatError
 from manylora.lora.adapter import Adapter, LoraPair, widest
+from manylora.lora.header import AdapterHeader, SiteHeader, dtype_of, pair_of, pair_sizes, tensors_of
 from manylora.lora.peft_config import PeftConfig, config_for, parse_config
 from manylora.lora.peft_folder import CONFIG_FILE, TENSOR_FILE, adapter_folder, replace_files, unchanged
 from manylora.lora.tensor_file import TensorInfo, decode_tensors, encode_tensors, read_header
@@ -31,8 +30,6 @@ __all__ = [
     "TENSOR_FILE",
 ]
 
-DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
-
 TENSOR_NAME = re.compile(r"base_model\.model\.(?P<site>.+)\.lora_(?P<half>[AB])\.weight")
 
 FOREIGN_TENSORS = {
@@ -46,39 +43,6 @@ FOREIGN_TENSORS = {
     r".*": "not a name of PEFT, which begin with 'base_model.model.'",
 }
 """Names met in the wild, and what they are; the first that matches explains the refusal."""
-
-
-@dataclass(frozen=True, slots=True)
-class SiteHeader:
-    """What the headers tell of one site; the words of `LoraPair`."""
-
-    rank: int
-    in_features: int
-    out_features: int
-    scaling: float
-    kernel_size: tuple[int, int] | None
-
-
-@dataclass(frozen=True)
-class AdapterHeader:
-    """All of an adapter but its weights: known from the config and the first bytes of the tensor file."""
-
-    sites: Mapping[str, SiteHeader]
-    dtype: torch.dtype
-    """The dtype that the loaded adapter has."""
-
-    name: str = ""
-    base_model: str | None = None
-
-    @property
-    def ranks(self) -> dict[str, int]:
-        return {site: header.rank for site, header in self.sites.items()}
-
-    @property
-    def num_bytes(self) -> int:
-        """Bytes of the weights of the loaded adapter."""
-        num_values = sum(site.rank * (site.in_features + site.out_features) for site in self.sites.values())
-        return num_values * self.dtype.itemsize
 
 
 def peek_peft(directory: str | Path, name: str | None = None) -> AdapterHeader:
@@ -159,7 +123,7 @@ def _header(
         if reason:
             raise AdapterFormatError(f"{folder}: there are weights for site '{site}', but {reason}")
         sites[site] = _site_header(site, a.shape, b.shape, config, folder)
-    dtype = widest({_dtype(name, info, folder) for name, info in tensors.items()})
+    dtype = widest({dtype_of(name, info, folder) for name, info in tensors.items()})
     return AdapterHeader(sites, dtype, folder.name if name is None else name, config.base_model)
 
 
@@ -184,45 +148,25 @@ def _halves(tensors: Mapping[str, TensorInfo], path: Path) -> dict[str, tuple[Te
 def _site_header(
     site: str, a: tuple[int, ...], b: tuple[int, ...], config: PeftConfig, folder: Path
 ) -> SiteHeader:
-    is_conv = len(a) == len(b) == 4 and b[2:] == (1, 1)
-    if not (is_conv or len(a) == len(b) == 2) or 0 in a + b:
-        raise AdapterFormatError(
-            f"{folder}: site '{site}' has lora_A {list(a)} and lora_B {list(b)}; expected [rank, in] and "
-            "[out, rank] of a Linear or [rank, in, height, width] and [out, rank, 1, 1] of an ungrouped Conv2d"
-        )
+    in_features, out_features, kernel_size = pair_sizes(site, a, b, folder)
     rank = config.rank(site)
     if a[0] != rank or b[1] != rank:
         raise AdapterFormatError(
             f"{folder}: the config (r, rank_pattern) gives site '{site}' rank {rank}, but lora_A is {list(a)} "
             f"and lora_B is {list(b)}"
         )
-    kernel_size = (a[2], a[3]) if is_conv else None
-    in_features = a[1] * a[2] * a[3] if is_conv else a[1]
-    return SiteHeader(rank, in_features, b[0], config.scaling(site), kernel_size)
-
-
-def _dtype(name: str, info: TensorInfo, folder: Path) -> torch.dtype:
-    if info.dtype not in DTYPES:
-        raise AdapterFormatError(
-            f"{folder}: tensor '{name}' is {info.dtype}, expected one of {sorted(DTYPES)}; "
-            "convert it before saving, for instance with model.float().save_pretrained(directory)"
-        )
-    return DTYPES[info.dtype]
+    return SiteHeader(rank, in_features, out_features, config.scaling(site), kernel_size)
 
 
 def _pair(site: str, header: AdapterHeader, tensors: Mapping[str, Tensor]) -> LoraPair:
     a, b = (tensors[f"base_model.model.{site}.lora_{half}.weight"] for half in "AB")
-    known = header.sites[site]
-    lora_a, lora_b = a.flatten(1).to(header.dtype), b.flatten(1).to(header.dtype)
-    return LoraPair(lora_a, lora_b, known.scaling, known.kernel_size)
+    return pair_of(a, b, header.sites[site], header.dtype)
 
 
 def _peft_tensors(adapter: Adapter) -> dict[str, Tensor]:
     tensors = {}
     for site, pair in adapter.sites.items():
-        a, b = pair.lora_a, pair.lora_b
-        if pair.kernel_size is not None:
-            a, b = a.reshape(pair.rank, -1, *pair.kernel_size), b[:, :, None, None]
+        a, b = tensors_of(pair)
         tensors[f"base_model.model.{site}.lora_A.weight"] = a
         tensors[f"base_model.model.{site}.lora_B.weight"] = b
     return tensors

@@ -233,11 +233,11 @@ def _exact_alphas(sites: Mapping[str, tuple[int, float]], label: str) -> tuple[b
 
 def _alphas(sites: Mapping[str, tuple[int, float]], use_rslora: bool) -> dict[str, float]:
     """The alphas of the sites that have an exact one."""
-    alphas = {site: _exact_alpha(scaling, rank, use_rslora) for site, (rank, scaling) in sites.items()}
+    alphas = {site: exact_alpha(scaling, rank, use_rslora) for site, (rank, scaling) in sites.items()}
     return {site: alpha for site, alpha in alphas.items() if alpha is not None}
 
 
-def _exact_alpha(scaling: float, rank: int, use_rslora: bool) -> float | None:
+def exact_alpha(scaling: float, rank: int, use_rslora: bool) -> float | None:
     """The alpha from which `scaling_of` gives `scaling` to the last bit; an int where it is whole."""
     near = scaling * (math.sqrt(rank) if use_rslora else rank)
     if math.isinf(near):

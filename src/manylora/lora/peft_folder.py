@@ -85,6 +85,18 @@ def replace_files(directory: Path, *, config: bytes, tensors: bytes) -> None:
         shutil.rmtree(aside, ignore_errors=True)
 
 
+def replace_file(path: Path, data: bytes) -> None:
+    """Write a file aside, then rename it into place: whoever reads meanwhile gets the old file or the new one."""
+    target = path.resolve()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    aside = target.with_name(f".{target.name}.{uuid4().hex}")
+    try:
+        _write(aside, data)
+        os.replace(aside, target)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
 def _write(path: Path, data: bytes) -> None:
     with path.open("wb") as file:
         file.write(data)

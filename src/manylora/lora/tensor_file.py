@@ -8,13 +8,15 @@ in 420 tensors takes 5 ms, mapped 10 ms (2-core x86, warm page cache, safetensor
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import safetensors.torch
+import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
@@ -22,6 +24,17 @@ from manylora.errors import AdapterFormatError
 
 MAX_HEADER_BYTES = 100_000_000
 """The limit of the safetensors format; a larger length is not a length."""
+
+
+NUMBER_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "BF16": torch.bfloat16,
+    "F16": torch.float16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+}
+"""Dtypes of an alpha."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +45,9 @@ class TensorInfo:
     """As the format spells it: F32, BF16, F16, F64, I8, ..."""
 
     shape: tuple[int, ...]
+
+    span: tuple[int, int] = field(compare=False)
+    """Where its bytes begin and end in the file."""
 
 
 def read_header(file: BinaryIO, path: Path) -> dict[str, TensorInfo]:
@@ -51,7 +67,7 @@ def read_header(file: BinaryIO, path: Path) -> dict[str, TensorInfo]:
     try:
         header = json.loads(file.read(header_bytes))
         header.pop("__metadata__", None)
-        tensors = {name: _tensor_info(entry) for name, entry in header.items()}
+        tensors = {name: _tensor_info(entry, 8 + header_bytes) for name, entry in header.items()}
         end = 8 + header_bytes + max((entry["data_offsets"][1] for entry in header.values()), default=0)
     except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError) as error:
         raise AdapterFormatError(
@@ -67,8 +83,40 @@ def read_header(file: BinaryIO, path: Path) -> dict[str, TensorInfo]:
     return tensors
 
 
-def _tensor_info(entry: Mapping[str, Any]) -> TensorInfo:
-    return TensorInfo(str(entry["dtype"]), tuple(int(size) for size in entry["shape"]))
+def _tensor_info(entry: Mapping[str, Any], data_start: int) -> TensorInfo:
+    begin, end = (data_start + int(offset) for offset in entry["data_offsets"])
+    return TensorInfo(str(entry["dtype"]), tuple(int(size) for size in entry["shape"]), (begin, end))
+
+
+def read_metadata(file: BinaryIO, path: Path) -> dict[str, str]:
+    """Read what the writer noted beside the tensors. The header has passed `read_header`.
+
+    Raises:
+        AdapterFormatError: it is not text by name.
+    """
+    file.seek(0)
+    noted = json.loads(file.read(int.from_bytes(file.read(8), "little"))).get("__metadata__") or {}
+    if not isinstance(noted, dict) or not all(isinstance(value, str) for value in noted.values()):
+        raise AdapterFormatError(f"{path}: __metadata__ must map names to texts, got {noted!r:.200}")
+    return noted
+
+
+def read_number(file: BinaryIO, name: str, info: TensorInfo, path: Path) -> float:
+    """Read the one number that tensor `name` holds, and nothing else.
+
+    Raises:
+        AdapterFormatError: it holds several numbers, or is of a dtype that no trainer writes.
+    """
+    dtype = NUMBER_DTYPES.get(info.dtype)
+    begin, end = info.span
+    if dtype is None or math.prod(info.shape) != 1 or end - begin != dtype.itemsize:
+        raise AdapterFormatError(
+            f"{path}: tensor '{name}' is {info.dtype} {list(info.shape)}; expected one number, "
+            f"of {sorted(NUMBER_DTYPES)}"
+        )
+    file.seek(begin)
+    number: float = torch.frombuffer(bytearray(file.read(end - begin)), dtype=dtype).item()
+    return number
 
 
 def decode_tensors(data: bytes, path: Path) -> dict[str, Tensor]:
@@ -85,8 +133,8 @@ def decode_tensors(data: bytes, path: Path) -> dict[str, Tensor]:
         ) from None
 
 
-def encode_tensors(tensors: Mapping[str, Tensor]) -> bytes:
-    """Return the bytes of a file that holds `tensors`, with the metadata that PEFT writes."""
+def encode_tensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> bytes:
+    """Return the bytes of a file that holds `tensors`, with `metadata` and what PEFT writes there."""
     # Cloned because the format refuses tensors that share memory, as views of one buffer do.
     own = {name: tensor.detach().clone().contiguous() for name, tensor in tensors.items()}
-    return safetensors.torch.save(own, metadata={"format": "pt"})
+    return safetensors.torch.save(own, metadata={"format": "pt", **(metadata or {})})
