@@ -18,7 +18,9 @@ help:
 
 install: $(VENV)/installed
 
-$(VENV)/installed: pyproject.toml
+NATIVE := CMakeLists.txt $(wildcard src/manylora/kernels/native/*.[chi]*)
+
+$(VENV)/installed: pyproject.toml $(NATIVE)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --editable '.[test]'
 	touch $@

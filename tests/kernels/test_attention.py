@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from manylora.kernels import available_backends, grouped_attention, paged_attention, write_kv
-from manylora.kernels.ops import COMPUTE_DTYPES
+from manylora.kernels.ops import BACKENDS
 from tests.kernels.cases import POISON, AttentionBatch, assert_close, make_attention_batch
 
 # (context length with the new tokens, new tokens) of each sequence; a page holds 4 tokens.
@@ -37,7 +37,9 @@ BATCHES: dict[str, dict[str, Any]] = {
 }
 FAST = [backend for backend in available_backends() if backend != "reference"]
 # The reference is checked where it is exact; from there on it is the measure of the others.
-DTYPES = [("reference", torch.float64), *((b, dtype) for b in FAST for dtype in COMPUTE_DTYPES)]
+DTYPES = [("reference", torch.float64), *((b, dtype) for b in FAST for dtype in BACKENDS[b].dtypes)]
+# The most precise that each backend computes in.
+PRECISE = [(b, max(backend.dtypes, key=lambda dtype: dtype.itemsize)) for b, backend in BACKENDS.items()]
 
 
 def run(batch: AttentionBatch, backend: str) -> Tensor:
@@ -86,9 +88,9 @@ def test_tiles_of_any_size_give_the_same(name, tile_tokens, monkeypatch):
     assert_close(run(batch, "grouped"), attend(batch), torch.float64, terms=batch.layout.head_dim + 32)
 
 
-@pytest.mark.parametrize("backend", available_backends())
-def test_a_token_sees_itself_and_nothing_later(backend):
-    batch = make_attention_batch([(6, 6)], dtype=torch.float64)
+@pytest.mark.parametrize(("backend", "dtype"), PRECISE, ids=str)
+def test_a_token_sees_itself_and_nothing_later(backend, dtype):
+    batch = make_attention_batch([(6, 6)], dtype=dtype)
     before = run(batch, backend)
     # Another last token: page and slot are those of position 5 of a sequence in pages of 4.
     page = batch.sequences.block_table[0, 1:2].long()
@@ -99,19 +101,19 @@ def test_a_token_sees_itself_and_nothing_later(backend):
     assert torch.equal(after[:5], before[:5])
 
 
-@pytest.mark.parametrize("backend", available_backends())
-def test_chunks_give_what_one_prefill_gives(backend):
-    whole = make_attention_batch([(14, 14)], dtype=torch.float64)
-    chunk = make_attention_batch([(14, 5)], dtype=torch.float64)
+@pytest.mark.parametrize(("backend", "dtype"), PRECISE, ids=str)
+def test_chunks_give_what_one_prefill_gives(backend, dtype):
+    whole = make_attention_batch([(14, 14)], dtype=dtype)
+    chunk = make_attention_batch([(14, 5)], dtype=dtype)
     assert all(torch.equal(a, b) for a, b in zip(whole.keys, chunk.keys, strict=True))
     chunk.q.copy_(whole.q[9:])
-    assert_close(run(chunk, backend), run(whole, backend)[9:], torch.float64, terms=64)
+    assert_close(run(chunk, backend), run(whole, backend)[9:], dtype, terms=64)
 
 
-@pytest.mark.parametrize("backend", FAST)
-def test_every_layer_reads_its_own_plane(backend):
+@pytest.mark.parametrize(("backend", "dtype"), PRECISE, ids=str)
+def test_every_layer_reads_its_own_plane(backend, dtype):
     """The sequences are kept from layer to layer; only the plane may change."""
-    batch = make_attention_batch([(9, 1), (5, 2)], dtype=torch.float64, layer=0)
+    batch = make_attention_batch([(9, 1), (5, 2)], dtype=dtype, layer=0)
     token = torch.arange(9)
     slot_page = batch.sequences.block_table[0, token // 4].long()
     write_kv(batch.keys[0], -batch.values[0], batch.pages, batch.layout, 2, slot_page, token % 4)
@@ -120,29 +122,31 @@ def test_every_layer_reads_its_own_plane(backend):
         batch.q, batch.pages, batch.layout, 2, batch.sequences, scale=0.3, backend=backend
     )
     assert first[0].abs().max() > 0.1
-    assert_close(last[0], -first[0], torch.float64, terms=64)
+    assert_close(last[0], -first[0], dtype, terms=64)
     assert last[1:].isnan().all(), "nothing was written for the second sequence in this layer"
 
 
 @pytest.mark.parametrize(
     "modes", [(torch.inference_mode, torch.no_grad), (torch.no_grad, torch.inference_mode)]
 )
-def test_sequences_may_be_used_in_and_out_of_inference_mode(modes):
+@pytest.mark.parametrize("backend", FAST)
+def test_sequences_may_be_used_in_and_out_of_inference_mode(modes, backend):
     batch = make_attention_batch(**BATCHES["keys stored shorter than queries"])
     results = []
     for mode in modes:
         with mode():
-            results.append(run(batch, "grouped"))
+            results.append(run(batch, backend))
     assert results[0].abs().max() > 0
     assert torch.equal(*results)
 
 
+@pytest.mark.parametrize("backend", available_backends())
 @pytest.mark.parametrize("kv_dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_write_kv_fills_its_slots_and_no_other(kv_dtype):
+def test_write_kv_fills_its_slots_and_no_other(kv_dtype, backend):
     batch = make_attention_batch([(6, 1)], kv_dtype=kv_dtype)
     k, v = torch.randn(2, 2, 2, 16).unbind(0)
     pages = torch.full_like(batch.pages, POISON)
-    write_kv(k, v, pages, batch.layout, 1, torch.tensor([3, 0]), torch.tensor([2, 1]))
+    write_kv(k, v, pages, batch.layout, 1, torch.tensor([3, 0]), torch.tensor([2, 1]), backend=backend)
     planes = batch.layout.planes(pages, 1)
     assert torch.equal(planes[3, :, 2], torch.stack([k[0], v[0]]).to(kv_dtype))
     assert torch.equal(planes[0, :, 1], torch.stack([k[1], v[1]]).to(kv_dtype))
@@ -151,9 +155,10 @@ def test_write_kv_fills_its_slots_and_no_other(kv_dtype):
     assert pages.view(kv_dtype).isnan().all()
 
 
+@pytest.mark.parametrize("backend", FAST)
 @settings(deadline=None, max_examples=30)
 @given(data=st.data())
-def test_random_batches(data):
+def test_random_batches(backend, data):
     contexts = data.draw(st.lists(st.integers(1, 40), max_size=6))
     lengths = [(context, data.draw(st.integers(0, min(context, 9)))) for context in contexts]
     batch = make_attention_batch(
@@ -163,4 +168,4 @@ def test_random_batches(data):
         num_layers=data.draw(st.integers(2, 3)),
         seed=data.draw(st.integers(0, 99)),
     )
-    assert_close(run(batch, "grouped"), attend(batch), torch.float32, terms=64)
+    assert_close(run(batch, backend), attend(batch), torch.float32, terms=64)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from manylora.kernels import available_backends, hidden_layout, lora_expand, lora_shrink, tiles
-from manylora.kernels.ops import COMPUTE_DTYPES
+from manylora.kernels.ops import BACKENDS
 from tests.kernels.cases import LoraBatch, assert_close, make_lora_batch, store_rank_rows
 
 BATCHES: dict[str, dict[str, Any]] = {
@@ -78,7 +78,7 @@ def run(batch: LoraBatch, backend: str) -> Tensor:
 
 FAST = [backend for backend in available_backends() if backend != "reference"]
 # The reference is checked where it is exact; from there on it is the measure of the others.
-DTYPES = [("reference", torch.float64), *((b, dtype) for b in FAST for dtype in COMPUTE_DTYPES)]
+DTYPES = [("reference", torch.float64), *((b, dtype) for b in FAST for dtype in BACKENDS[b].dtypes)]
 
 
 def num_terms(batch: LoraBatch) -> int:
@@ -136,9 +136,10 @@ def test_every_rank(backend):
     assert_close(run(batch, backend), want, torch.float32, num_terms(batch))
 
 
+@pytest.mark.parametrize("backend", FAST)
 @settings(deadline=None, max_examples=60)
 @given(data=st.data())
-def test_random_batches(data):
+def test_random_batches(backend, data):
     num_segments = data.draw(st.integers(0, 6), label="segments")
     segments = [data.draw(st.lists(st.integers(0, 9), max_size=5)) for _ in range(num_segments)]
     batch = make_lora_batch(
@@ -153,7 +154,7 @@ def test_random_batches(data):
         num_rows=10,
         seed=data.draw(st.integers(0, 99)),
     )
-    assert_close(run(batch, "grouped"), batch.delta(), torch.float32, num_terms(batch))
+    assert_close(run(batch, backend), batch.delta(), torch.float32, num_terms(batch))
 
 
 @pytest.mark.parametrize("backend", available_backends())
@@ -219,10 +220,11 @@ def test_negating_every_weight_negates_the_result(backend):
     assert_close(run(minus, backend), -run(plus, backend), torch.float32, num_terms(plus))
 
 
-def test_a_row_is_the_same_whoever_stands_beside_it():
+@pytest.mark.parametrize("backend", FAST)
+def test_a_row_is_the_same_whoever_stands_beside_it(backend):
     """Requests join and leave a batch; the answer of the others must stay what it was up to rounding."""
     together = make_lora_batch(segments=[[0], [1], [2]], ranks=[8, 8, 8])
-    y = run(together, "grouped")
+    y = run(together, backend)
     x, pages, a, b = together.x, together.pages, together.a, together.b
     for s in range(3):
         one = make_lora_batch(segments=[[0]], ranks=[8])
@@ -237,29 +239,31 @@ def test_a_row_is_the_same_whoever_stands_beside_it():
             }
         )
         assert y[s].abs().max() > 0
-        assert_close(run(alone, "grouped"), y[s : s + 1], torch.float32, num_terms(together))
+        assert_close(run(alone, backend), y[s : s + 1], torch.float32, num_terms(together))
 
 
 @pytest.mark.parametrize(
     "modes", [(torch.inference_mode, torch.no_grad), (torch.no_grad, torch.inference_mode)]
 )
-def test_records_may_be_used_in_and_out_of_inference_mode(modes):
+@pytest.mark.parametrize("backend", FAST)
+def test_records_may_be_used_in_and_out_of_inference_mode(modes, backend):
     batch = make_lora_batch(**BATCHES["rank rows of every dtype"])
     results = []
     for mode in modes:
         with mode():
-            results.append(run(batch, "grouped"))
+            results.append(run(batch, backend))
     assert results[0].abs().max() > 0
     assert torch.equal(*results)
 
 
-def test_records_may_be_used_again_with_other_activations_and_pages():
+@pytest.mark.parametrize("backend", FAST)
+def test_records_may_be_used_again_with_other_activations_and_pages(backend):
     """An engine keeps its records while the batch stays; what a backend keeps on them must not keep a result."""
     batch = make_lora_batch(**BATCHES["ragged, mixed ranks"])
-    before = run(batch, "grouped")
+    before = run(batch, backend)
     batch.x.mul_(2)
-    assert_close(run(batch, "grouped"), 2 * before, torch.float32, num_terms(batch))
+    assert_close(run(batch, backend), 2 * before, torch.float32, num_terms(batch))
     moved = LoraBatch(**{**vars(batch), "pages": batch.pages.clone()})
     batch.pages.fill_(0)
-    assert_close(run(moved, "grouped"), 2 * before, torch.float32, num_terms(batch))
-    assert (run(batch, "grouped") == 0).all()
+    assert_close(run(moved, backend), 2 * before, torch.float32, num_terms(batch))
+    assert (run(batch, backend) == 0).all()

@@ -1,6 +1,7 @@
 """What the front door refuses, and that its words name the thing, what was expected and what came."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from manylora.kernels import (
     available_backends,
     lora_expand,
     lora_shrink,
+    ops,
     paged_attention,
     write_kv,
 )
@@ -51,17 +53,43 @@ def test_what_is_right_is_taken():
 
 
 def test_backends_are_named_with_the_preferred_first():
-    assert available_backends() == ("grouped", "reference")
+    assert available_backends() == ("native", "grouped", "reference")
 
 
 def test_unknown_backend_names_the_known():
-    with pytest.raises(KernelUnavailable, match=r"'cuda-magic'.*grouped, reference"):
+    with pytest.raises(KernelUnavailable, match=r"'cuda-magic'.*native, grouped, reference"):
         shrink(backend="cuda-magic")
 
 
 def test_dtype_that_no_backend_computes_in():
-    with pytest.raises(KernelUnavailable, match=r"torch.int8; tried grouped, which takes torch.float32"):
+    with pytest.raises(
+        KernelUnavailable, match=r"torch.int8 on cpu; there are native, .*which take torch.float32"
+    ):
         shrink(x=torch.zeros(3, 48, dtype=torch.int8))
+
+
+def test_dtype_that_the_backend_asked_for_does_not_compute_in():
+    with pytest.raises(
+        KernelUnavailable, match=r"native takes torch.float32, .* on a CPU, got torch.float64 on cpu"
+    ):
+        shrink(x=torch.zeros(3, 48, dtype=torch.float64), backend="native")
+
+
+def test_without_a_name_the_first_that_computes_in_the_dtype_is_taken(monkeypatch):
+    taken: list[str] = []
+
+    def shrink_of(name: str) -> ops.Shrink:
+        def note(x: torch.Tensor, *rest: Any) -> torch.Tensor:
+            taken.append(name)
+            return x
+
+        return note
+
+    for name, backend in ops.BACKENDS.items():
+        monkeypatch.setitem(ops.BACKENDS, name, replace(backend, shrink=shrink_of(name)))
+    for dtype in (torch.float32, torch.float64):
+        shrink(x=torch.zeros(3, 48, dtype=dtype))
+    assert taken == ["native", "grouped"]
 
 
 @pytest.mark.parametrize("backend", available_backends())
@@ -104,7 +132,10 @@ class TestRefuses:
             expand(y=y, h=h, backend=backend)
 
     def test_scaling_of_another_dtype_or_length(self, backend):
-        with pytest.raises(ConfigError, match=r"scaling must be torch.float32, got torch.float64"):
+        with pytest.raises(
+            ConfigError,
+            match=r"scaling must be contiguous torch.float32, got strides \(1,\) of torch.float64",
+        ):
             expand(scaling=torch.ones(2, dtype=torch.float64), backend=backend)
         with pytest.raises(ConfigError, match="scaling has 3 values, but there are 2 segments"):
             expand(scaling=torch.ones(3), backend=backend)
@@ -140,10 +171,12 @@ class TestRefuses:
 def test_segments_check_what_they_are_made_of():
     right = make_lora_batch(segments=[[0, 1], [2]], ranks=[4, 3]).segments
     with pytest.raises(
-        ConfigError, match=r"Segments.rows must be \[\*\] torch.int32, got \[3\] torch.int64"
+        ConfigError, match=r"Segments.rows must be \[\*\] torch.int32, contiguous, got \[3\] torch.int64"
     ):
         replace(right, rows=right.rows.long())
-    with pytest.raises(ConfigError, match=r"Segments.weight must be \[3\] torch.float32, got \[2\]"):
+    with pytest.raises(
+        ConfigError, match=r"Segments.weight must be \[3\] torch.float32, contiguous, got \[2\]"
+    ):
         replace(right, weight=torch.ones(2))
     with pytest.raises(
         ConfigError, match=r"must rise from 0 to the number of entries \(3\), got \[0, 4, 3\]"

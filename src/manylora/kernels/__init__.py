@@ -4,8 +4,8 @@ Knows no adapter, request or configuration: which rows use what, and where it li
 (`Segments`, `RankRows`, `PagedSequences`). `reference` says what each operation means; the other backends are faster.
 """
 
-from manylora.kernels.kv import KvLayout, PagedSequences, write_kv
-from manylora.kernels.ops import available_backends, lora_expand, lora_shrink, paged_attention
+from manylora.kernels.kv import KvLayout, PagedSequences
+from manylora.kernels.ops import available_backends, lora_expand, lora_shrink, paged_attention, write_kv
 from manylora.kernels.segments import ROW_DTYPES, RankRows, Segments, hidden_layout
 
 __all__ = [

@@ -137,22 +137,15 @@ class PagedSequences:
 
 
 def write_kv(
-    k: Tensor,  # [T, KVH, HD]  keys after rotary embedding
-    v: Tensor,  # [T, KVH, HD]
-    pages: Tensor,  # [num_pages, page_bytes]  uint8, the pool
+    k: Tensor,
+    v: Tensor,
+    pages: Tensor,
     layout: KvLayout,
     layer: int,
-    slot_page: Tensor,  # [T]  int64, page of each token
-    slot_index: Tensor,  # [T]  int64, its place within that page
+    slot_page: Tensor,
+    slot_index: Tensor,
 ) -> None:
-    """Store the keys and values of the new tokens in their pages, in the dtype of the layout."""
-    layout.check_pages(pages)
-    layout.check_layer(layer)
-    shape = (len(slot_page), layout.num_kv_heads, layout.head_dim)
-    if k.shape != shape or v.shape != shape:
-        raise ConfigError(
-            f"k and v must be {list(shape)} (one slot per token), got {list(k.shape)} and {list(v.shape)}"
-        )
+    """See ops.write_kv."""
     slot = slot_page * layout.page_stride + slot_index
     for slots, new in zip(layout.slots(pages, layer), (k, v), strict=True):
         slots.index_copy_(0, slot, new.reshape(-1, layout.token_dim).to(layout.dtype))

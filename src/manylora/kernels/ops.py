@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from manylora.errors import ConfigError, KernelUnavailable
-from manylora.kernels import grouped, grouped_attention, reference
+from manylora.kernels import grouped, grouped_attention, kv, native, reference, rowwise
 from manylora.kernels.kv import KvLayout, PagedSequences
 from manylora.kernels.segments import RankRows, Segments
 
@@ -50,6 +50,31 @@ class Attend(Protocol):
     ) -> Tensor: ...
 
 
+class WriteKv(Protocol):
+    def __call__(
+        self,
+        k: Tensor,
+        v: Tensor,
+        pages: Tensor,
+        layout: KvLayout,
+        layer: int,
+        slot_page: Tensor,
+        slot_index: Tensor,
+    ) -> None: ...
+
+
+class Rotate(Protocol):
+    def __call__(self, x: Tensor, cos: Tensor, sin: Tensor) -> None: ...
+
+
+class AddRmsNorm(Protocol):
+    def __call__(self, x: Tensor, delta: Tensor | None, weight: Tensor, eps: float) -> Tensor: ...
+
+
+class SiluMul(Protocol):
+    def __call__(self, gate_up: Tensor) -> Tensor: ...
+
+
 @dataclass(frozen=True)
 class Backend:
     """One implementation of every kernel."""
@@ -57,6 +82,16 @@ class Backend:
     shrink: Shrink
     expand: Expand
     attend: Attend
+    write_kv: WriteKv = kv.write_kv
+    rotate: Rotate = rowwise.rotate
+    add_rms_norm: AddRmsNorm = rowwise.add_rms_norm
+    silu_mul: SiluMul = rowwise.silu_mul
+    dtypes: tuple[torch.dtype, ...] = COMPUTE_DTYPES
+    """What its activations may be."""
+    cpu_only: bool = False
+
+    def runs(self, dtype: torch.dtype, device: torch.device) -> bool:
+        return dtype in self.dtypes and (device.type == "cpu" or not self.cpu_only)
 
 
 BACKENDS = {
@@ -64,6 +99,22 @@ BACKENDS = {
     "reference": Backend(reference.lora_shrink, reference.lora_expand, reference.paged_attention),
 }
 """All backends by name, the preferred first."""
+
+if native.AVAILABLE:
+    BACKENDS = {
+        "native": Backend(
+            native.lora_shrink,
+            native.lora_expand,
+            native.paged_attention,
+            native.write_kv,
+            native.rotate,
+            native.add_rms_norm,
+            native.silu_mul,
+            dtypes=native.DTYPES,
+            cpu_only=True,
+        ),
+        **BACKENDS,
+    }
 
 
 def available_backends() -> tuple[str, ...]:
@@ -88,7 +139,7 @@ def lora_shrink(
         ConfigError: a shape, dtype, index or byte offset that does not fit the others.
         KernelUnavailable: no such backend, or none for this dtype.
     """
-    chosen = _choose(backend, x.dtype)
+    chosen = _choose(backend, x)
     _check_pages(pages)
     _check_rows("x", x, segments)
     _check_per_segment("a", a.begin, segments)
@@ -113,7 +164,7 @@ def lora_expand(
         ConfigError: a shape, dtype, index or byte offset that does not fit the others.
         KernelUnavailable: no such backend, or none for this dtype.
     """
-    chosen = _choose(backend, y.dtype)
+    chosen = _choose(backend, y)
     _check_pages(pages)
     _check_rows("y", y, segments)
     accumulated = torch.float64 if y.dtype == torch.float64 else torch.float32
@@ -127,8 +178,10 @@ def lora_expand(
         ("h_stride", h_stride, torch.int32),
         ("scaling", scaling, torch.float32),
     ):
-        if tensor.dtype != dtype:
-            raise ConfigError(f"{name} must be {dtype}, got {tensor.dtype}")
+        if tensor.dtype != dtype or not tensor.is_contiguous():
+            raise ConfigError(
+                f"{name} must be contiguous {dtype}, got strides {tensor.stride()} of {tensor.dtype}"
+            )
         _check_per_segment(name, tensor, segments)
     chosen.expand(y, h, pages, b, segments, h_begin, h_stride, scaling)
 
@@ -149,7 +202,7 @@ def paged_attention(
         ConfigError: a shape, dtype, page or length that does not fit the others.
         KernelUnavailable: no such backend, or none for this dtype.
     """
-    chosen = _choose(backend, q.dtype)
+    chosen = _choose(backend, q)
     layout.check_pages(pages)
     layout.check_layer(layer)
     if q.dim() != 3 or q.shape[2] != layout.head_dim or q.shape[1] % layout.num_kv_heads:
@@ -163,15 +216,87 @@ def paged_attention(
     return chosen.attend(q, pages, layout, layer, sequences, scale=scale)
 
 
-def _choose(backend: str | None, dtype: torch.dtype) -> Backend:
-    name = next(iter(BACKENDS)) if backend is None else backend
-    if name not in BACKENDS:
-        raise KernelUnavailable(f"no kernel backend is called {name!r}; known: {', '.join(BACKENDS)}")
-    if dtype not in COMPUTE_DTYPES:
-        raise KernelUnavailable(
-            f"no kernel backend computes in {dtype}; tried {name}, which takes {', '.join(map(str, COMPUTE_DTYPES))}"
+def write_kv(
+    k: Tensor,  # [T, KVH, HD]  keys after rotary embedding
+    v: Tensor,  # [T, KVH, HD]
+    pages: Tensor,  # [num_pages, page_bytes]  uint8, the pool
+    layout: KvLayout,
+    layer: int,
+    slot_page: Tensor,  # [T]  int64, page of each token
+    slot_index: Tensor,  # [T]  int64, its place within that page
+    *,
+    backend: str | None = None,
+) -> None:
+    """Store the keys and values of the new tokens in their pages, in the dtype of the layout.
+
+    Raises:
+        ConfigError: a shape or layer that does not fit the others.
+        KernelUnavailable: no such backend, or none for this dtype.
+    """
+    chosen = _choose(backend, k)
+    layout.check_pages(pages)
+    layout.check_layer(layer)
+    shape = (len(slot_page), layout.num_kv_heads, layout.head_dim)
+    if k.shape != shape or v.shape != shape:
+        raise ConfigError(
+            f"k and v must be {list(shape)} (one slot per token), got {list(k.shape)} and {list(v.shape)}"
         )
-    return BACKENDS[name]
+    chosen.write_kv(k, v, pages, layout, layer, slot_page, slot_index)
+
+
+def rotate(
+    x: Tensor,  # [T, H, HD]  changed in place
+    cos: Tensor,  # [T, HD / 2]
+    sin: Tensor,  # [T, HD / 2]
+    *,
+    backend: str | None = None,
+) -> None:
+    """Rotate channel i of every head with channel i + HD / 2 by the row's i-th angle (RoFormer, Su et al. 2021)."""
+    _choose(backend, x).rotate(x, cos, sin)
+
+
+def add_rms_norm(
+    x: Tensor,  # [T, D]  delta is added to it in place
+    delta: Tensor | None,  # [T, D]
+    weight: Tensor,  # [D]
+    eps: float,
+    *,
+    backend: str | None = None,
+) -> Tensor:  # [T, D]
+    """x += delta; return x / sqrt(mean(x^2) + eps) * weight (RMSNorm, Zhang & Sennrich 2019)."""
+    return _choose(backend, x).add_rms_norm(x, delta, weight, eps)
+
+
+def silu_mul(
+    gate_up: Tensor,  # [T, 2 D]  gate beside up
+    *,
+    backend: str | None = None,
+) -> Tensor:  # [T, D]
+    """Return silu(gate) * up, the gated unit of Llama's MLP (SwiGLU, Shazeer 2020)."""
+    return _choose(backend, gate_up).silu_mul(gate_up)
+
+
+def _choose(backend: str | None, activations: Tensor) -> Backend:
+    """The backend of this name; None: the first that computes in the dtype of the activations, where they lie."""
+    dtype, device = activations.dtype, activations.device
+    if backend is None:
+        for candidate in BACKENDS.values():
+            if candidate.runs(dtype, device):
+                return candidate
+        raise KernelUnavailable(
+            f"no kernel backend computes in {dtype} on {device}; there are {', '.join(BACKENDS)}, "
+            f"which take {', '.join(map(str, COMPUTE_DTYPES))}"
+        )
+    if backend not in BACKENDS:
+        raise KernelUnavailable(f"no kernel backend is called {backend!r}; known: {', '.join(BACKENDS)}")
+    chosen = BACKENDS[backend]
+    if not chosen.runs(dtype, device):
+        where = "a CPU" if chosen.cpu_only else "any device"
+        raise KernelUnavailable(
+            f"the kernel backend {backend} takes {', '.join(map(str, chosen.dtypes))} on {where}, "
+            f"got {dtype} on {device}"
+        )
+    return chosen
 
 
 def _check_pages(pages: Tensor) -> None:

@@ -179,10 +179,14 @@ def hidden_layout(a: RankRows, segments: Segments) -> tuple[Tensor, Tensor]:
 
 
 def check_index(name: str, tensor: Tensor, dtype: torch.dtype, length: int | None = None) -> None:
-    """Refuse an index tensor that is not one-dimensional, of this dtype and, where given, of this length."""
-    if tensor.dim() != 1 or tensor.dtype != dtype or (length is not None and len(tensor) != length):
+    """Refuse an index tensor that is not contiguous, one-dimensional, of this dtype and, where given, this length."""
+    right = tensor.dim() == 1 and tensor.dtype == dtype and (length is None or len(tensor) == length)
+    if not right or not tensor.is_contiguous():
         wanted = "[*]" if length is None else f"[{length}]"
-        raise ConfigError(f"{name} must be {wanted} {dtype}, got {list(tensor.shape)} {tensor.dtype}")
+        strides = "" if tensor.is_contiguous() else f" of strides {tensor.stride()}"
+        raise ConfigError(
+            f"{name} must be {wanted} {dtype}, contiguous, got {list(tensor.shape)} {tensor.dtype}{strides}"
+        )
 
 
 def on_host(tensor: Tensor) -> NDArray[np.int64]:

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from manylora.kernels import ops
 from manylora.models.config import LlamaConfig
 from manylora.models.layers import BaseProduct
 from manylora.models.rope import Rotation, inverse_frequencies
@@ -79,11 +80,12 @@ class Llama(nn.Module):
         """
         x = F.embedding(tokens, self.embedding)
         rotation = Rotation.at(positions, self.frequencies, self.dtype)
+        delta: Tensor | None = None
         for layer in self.layers:
-            x = layer(x, rotation, attention, lora)
+            delta = layer(x, delta, rotation, attention, lora)
         if logit_rows is not None:
-            x = x[logit_rows]
-        x = F.rms_norm(x, self.final_norm.shape, self.final_norm, self.config.rms_norm_eps)
+            x, delta = x[logit_rows], None if delta is None else delta[logit_rows]
+        x = ops.add_rms_norm(x, delta, self.final_norm, self.config.rms_norm_eps)
         logits: Tensor = self.output(x)
         return logits if self.dtype == torch.float64 else logits.float()
 
@@ -119,7 +121,10 @@ class Llama(nn.Module):
 
 
 class _DecoderLayer(nn.Module):
-    """Attention and MLP with their norms; x is the residual stream."""
+    """Attention and MLP with their norms; x is the residual stream.
+
+    What a layer adds to x last is handed on, so that the next norm adds it in the pass that it makes anyway.
+    """
 
     attention_norm: Tensor  # [D]
     mlp_norm: Tensor  # [D]
@@ -151,11 +156,18 @@ class _DecoderLayer(nn.Module):
         }
         return by_stack[stack]
 
-    def forward(self, x: Tensor, rotation: Rotation, attention: Attention, lora: LoraHook | None) -> Tensor:
-        """Add attention and MLP to x [T, D] in place."""
-        x.add_(self._attend(self._norm(x, self.attention_norm), rotation, attention, lora))
-        x.add_(self._mlp(self._norm(x, self.mlp_norm), lora))
-        return x
+    def forward(
+        self,
+        x: Tensor,  # [T, D]  changed in place
+        delta: Tensor | None,  # [T, D]  what the layer before hands on
+        rotation: Rotation,
+        attention: Attention,
+        lora: LoraHook | None,
+    ) -> Tensor:  # [T, D]
+        """Add delta and attention to x; return what the MLP adds to it."""
+        normed = ops.add_rms_norm(x, delta, self.attention_norm, self.eps)
+        delta = self._attend(normed, rotation, attention, lora)
+        return self._mlp(ops.add_rms_norm(x, delta, self.mlp_norm, self.eps), lora)
 
     def _attend(self, x: Tensor, rotation: Rotation, attention: Attention, lora: LoraHook | None) -> Tensor:
         qkv = self._product(Stack.QKV, self.qkv, x, lora)
@@ -164,24 +176,21 @@ class _DecoderLayer(nn.Module):
         q, k, v = heads[:, : self.num_heads], heads[:, self.num_heads : num_rotated], heads[:, num_rotated:]
         if self.q_norm is not None and self.k_norm is not None:
             # Written back so that q and k stay side by side and are rotated at once.
-            q.copy_(self._norm(q, self.q_norm))
-            k.copy_(self._norm(k, self.k_norm))
+            q.copy_(F.rms_norm(q, self.q_norm.shape, self.q_norm, self.eps))
+            k.copy_(F.rms_norm(k, self.k_norm.shape, self.k_norm, self.eps))
         rotation.apply_(heads[:, :num_rotated])
         attended = attention(self.index, q, k, v).reshape(len(x), self.num_heads * self.head_dim)
         return self._product(Stack.O, self.o, attended, lora)
 
     def _mlp(self, x: Tensor, lora: LoraHook | None) -> Tensor:
-        gate, up = self._product(Stack.GATE_UP, self.gate_up, x, lora).chunk(2, dim=-1)
-        return self._product(Stack.DOWN, self.down, F.silu(gate, inplace=True) * up, lora)
+        gate_up = self._product(Stack.GATE_UP, self.gate_up, x, lora)
+        return self._product(Stack.DOWN, self.down, ops.silu_mul(gate_up), lora)
 
     def _product(self, stack: Stack, product: BaseProduct, x: Tensor, lora: LoraHook | None) -> Tensor:
         y: Tensor = product(x)
         if lora is not None:
             lora.shrink_expand(self.index, stack, x, y)
         return y
-
-    def _norm(self, x: Tensor, weight: Tensor) -> Tensor:
-        return F.rms_norm(x, weight.shape, weight, self.eps)
 
     def parameter_slots(self) -> dict[str, Tensor]:
         return dict(self._named_slots())

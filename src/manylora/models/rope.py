@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from manylora.errors import ModelError
+from manylora.kernels import ops
 
 RopeKind = Literal["default", "linear", "llama3"]
 
@@ -79,19 +80,16 @@ def _stretch_long_waves(frequencies: Tensor, rope: RopeConfig) -> Tensor:
 class Rotation:
     """Cosine and sine of every row's angles; made once per forward pass and used by all layers."""
 
-    cos: Tensor  # [T, 1, HD / 2]
-    sin: Tensor  # [T, 1, HD / 2]
+    cos: Tensor  # [T, HD / 2]
+    sin: Tensor  # [T, HD / 2]
 
     @classmethod
     def at(cls, positions: Tensor, frequencies: Tensor, dtype: torch.dtype) -> Rotation:
         """Return the rotation of rows at `positions` [T]; angles are taken in fp32, then rounded to `dtype`."""
-        angles = positions.to(torch.float32)[:, None, None] * frequencies
+        angles = positions.to(torch.float32)[:, None] * frequencies
         return cls(angles.cos().to(dtype), angles.sin().to(dtype))
 
     def apply_(self, x: Tensor) -> Tensor:  # [T, H, HD] -> the same
         """Rotate x in place: channel i with channel i + HD / 2."""
-        first, second = x.chunk(2, dim=-1)
-        turned = first * self.sin
-        first.mul_(self.cos).addcmul_(second, self.sin, value=-1)
-        second.mul_(self.cos).add_(turned)
+        ops.rotate(x, self.cos, self.sin)
         return x

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from manylora.kernels import KvLayout, ops, write_kv
+from manylora.kernels import KvLayout, ops
 from manylora.models.llama import Llama
 from manylora.models.stacked_lora import StackedLora
 from manylora.text.batch import Batch
@@ -37,5 +37,5 @@ class _PagedAttention:
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         batch = self._batch
-        write_kv(k, v, self._pages, self._layout, layer, batch.slot_page, batch.slot_index)
+        ops.write_kv(k, v, self._pages, self._layout, layer, batch.slot_page, batch.slot_index)
         return ops.paged_attention(q, self._pages, self._layout, layer, batch.sequences, scale=self._scale)

@@ -1,0 +1,16 @@
+// All kernels for the instruction set MANYLORA_ISA. Each kernels_*.cpp includes this once, compiled for its own set.
+#include "attention.inl"
+#include "lora.inl"
+#include "rowwise.inl"
+
+#define MANYLORA_TEXT(name) MANYLORA_TEXT_OF(name)
+#define MANYLORA_TEXT_OF(name) #name
+
+namespace manylora {
+
+const Kernels MANYLORA_TABLE = {
+    MANYLORA_TEXT(MANYLORA_ISA), MANYLORA_ISA::shrink,       MANYLORA_ISA::expand,       MANYLORA_ISA::attend,
+    MANYLORA_ISA::rotate,        MANYLORA_ISA::write_kv,     MANYLORA_ISA::add_rms_norm, MANYLORA_ISA::silu_mul,
+};
+
+}  // namespace manylora

@@ -1,0 +1,3 @@
+#define MANYLORA_ISA portable
+#define MANYLORA_TABLE kPortableKernels
+#include "kernels.inl"

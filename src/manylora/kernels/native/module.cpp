@@ -1,0 +1,142 @@
+// The Python module: addresses in, nothing out. Arguments are what native/__init__.py passes; it knows the tensors.
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "types.hpp"
+
+namespace nb = nanobind;
+
+namespace manylora {
+namespace {
+
+using Address = uintptr_t;
+
+template <class T>
+T* at(Address address) {
+  return reinterpret_cast<T*>(address);
+}
+
+// The instruction sets that this processor runs, widest first.
+std::vector<const Kernels*> supported() {
+  std::vector<const Kernels*> sets;
+#if defined(MANYLORA_X86)
+  __builtin_cpu_init();
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl"))
+    sets.push_back(&kAvx512Kernels);
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"))
+    sets.push_back(&kAvx2Kernels);
+#endif
+  sets.push_back(&kPortableKernels);
+  return sets;
+}
+
+const Kernels* active = supported().front();
+
+std::vector<std::string> isas() {
+  std::vector<std::string> names;
+  for (const Kernels* kernels : supported()) names.emplace_back(kernels->isa);
+  return names;
+}
+
+void use_isa(const std::string& name) {
+  for (const Kernels* kernels : supported())
+    if (name == kernels->isa) {
+      active = kernels;
+      return;
+    }
+  throw std::invalid_argument("this processor has no instruction set " + name);
+}
+
+Segments segments_at(int64_t count, Address rows, Address row_start, Address weight, Address row_dtype) {
+  return {count, at<const int32_t>(rows), at<const int32_t>(row_start), at<const float>(weight),
+          at<const uint8_t>(row_dtype)};
+}
+
+RankRows rank_rows_at(Address pages, Address offset, Address begin, Address end) {
+  return {at<const uint8_t>(pages), at<const int64_t>(offset), at<const int32_t>(begin), at<const int32_t>(end)};
+}
+
+KvPlane plane_at(Address keys, Address values, int64_t page_bytes, int64_t page_tokens, int64_t num_kv_heads,
+                 int64_t head_dim, int dtype) {
+  return {at<uint8_t>(keys), at<uint8_t>(values), page_bytes, page_tokens, num_kv_heads, head_dim,
+          static_cast<DType>(dtype)};
+}
+
+}  // namespace
+
+NB_MODULE(_core, m) {
+  using A = Address;
+  using I = int64_t;
+  const auto free_gil = nb::call_guard<nb::gil_scoped_release>();
+
+  m.def("isas", &isas);
+  m.def("isa", [] { return std::string(active->isa); });
+  m.def("use_isa", &use_isa);
+  m.def(
+      "shrink",
+      [](A x, I x_stride, I width, A pages, A offset, A begin, A end, I num_segments, A rows, A row_start, A weight,
+         A row_dtype, A h, int threads) {
+        active->shrink({at<float>(x), x_stride}, width, rank_rows_at(pages, offset, begin, end),
+                       segments_at(num_segments, rows, row_start, weight, row_dtype), at<float>(h), threads);
+      },
+      free_gil);
+  m.def(
+      "expand",
+      [](A y, I y_stride, I width, A pages, A offset, A begin, A end, I num_segments, A rows, A row_start, A weight,
+         A row_dtype, A h_begin, A h_stride, A h, A scaling, int threads) {
+        active->expand({at<float>(y), y_stride}, width, rank_rows_at(pages, offset, begin, end),
+                       segments_at(num_segments, rows, row_start, weight, row_dtype),
+                       {at<const int64_t>(h_begin), at<const int32_t>(h_stride)}, at<const float>(h),
+                       at<const float>(scaling), threads);
+      },
+      free_gil);
+  m.def(
+      "attend",
+      [](A q, I q_stride, A out, I out_stride, I num_heads, A keys, A values, I page_bytes, I page_tokens,
+         I num_kv_heads, I head_dim, int dtype, I num_sequences, A block_table, I table_width, A query_start,
+         A context_len, float scale, int threads) {
+        active->attend({at<float>(q), q_stride}, {at<float>(out), out_stride}, num_heads,
+                       plane_at(keys, values, page_bytes, page_tokens, num_kv_heads, head_dim, dtype),
+                       {num_sequences, at<const int32_t>(block_table), table_width, at<const int32_t>(query_start),
+                        at<const int32_t>(context_len)},
+                       scale, threads);
+      },
+      free_gil);
+  m.def(
+      "rotate",
+      [](A x, I stride, I num_rows, I num_heads, I head_dim, A cos, A sin, int threads) {
+        active->rotate({at<float>(x), stride}, num_rows, num_heads, head_dim, at<const float>(cos),
+                       at<const float>(sin), threads);
+      },
+      free_gil);
+  m.def(
+      "write_kv",
+      [](A k, I k_stride, A v, I v_stride, I num_rows, A keys, A values, I page_bytes, I page_tokens, I num_kv_heads,
+         I head_dim, int dtype, A slot_page, A slot_index, int threads) {
+        active->write_kv({at<float>(k), k_stride}, {at<float>(v), v_stride}, num_rows,
+                         plane_at(keys, values, page_bytes, page_tokens, num_kv_heads, head_dim, dtype),
+                         at<const int64_t>(slot_page), at<const int64_t>(slot_index), threads);
+      },
+      free_gil);
+  m.def(
+      "add_rms_norm",
+      [](A x, I x_stride, A delta, I delta_stride, A y, I y_stride, I num_rows, I width, A weight, float eps,
+         int threads) {
+        active->add_rms_norm({at<float>(x), x_stride}, {at<float>(delta), delta_stride}, {at<float>(y), y_stride},
+                             num_rows, width, at<const float>(weight), eps, threads);
+      },
+      free_gil);
+  m.def(
+      "silu_mul",
+      [](A gate_up, I gate_up_stride, A y, I y_stride, I num_rows, I width, int threads) {
+        active->silu_mul({at<float>(gate_up), gate_up_stride}, {at<float>(y), y_stride}, num_rows, width, threads);
+      },
+      free_gil);
+}
+
+}  // namespace manylora

@@ -1,0 +1,125 @@
+// Vectors of float, as wide as the instructions that the including file is compiled for. Included by kernels.inl only.
+//
+// Everything here lives in a namespace per instruction set: one binary holds the same kernels several times, and two
+// functions of one name compiled for different instruction sets must never be taken for each other.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+#include "types.hpp"
+
+namespace manylora::MANYLORA_ISA {
+
+#if defined(__AVX512F__)
+constexpr int kLanes = 16;
+#elif defined(__AVX2__)
+constexpr int kLanes = 8;
+#else
+constexpr int kLanes = 4;
+#endif
+
+typedef float Vec __attribute__((vector_size(kLanes * 4)));
+typedef uint32_t VecU __attribute__((vector_size(kLanes * 4)));
+typedef int32_t VecI __attribute__((vector_size(kLanes * 4)));
+typedef uint16_t VecH __attribute__((vector_size(kLanes * 2)));
+
+static inline Vec broadcast(float value) { return value - Vec{}; }
+
+// The value of kLanes stored elements, whatever their alignment.
+static inline Vec load(const float* from) {
+  Vec v;
+  std::memcpy(&v, from, sizeof v);
+  return v;
+}
+
+static inline Vec load(const BFloat16* from) {
+  VecH raw;
+  std::memcpy(&raw, from, sizeof raw);
+  // A bfloat16 is the upper half of the float of the same value.
+  return (Vec)(__builtin_convertvector(raw, VecU) << 16);
+}
+
+static inline Vec load(const Half* from) {
+#if defined(__AVX512F__)
+  return (Vec)_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+#elif defined(__F16C__) && defined(__AVX2__)
+  return (Vec)_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+#else
+  VecH raw;
+  std::memcpy(&raw, from, sizeof raw);
+  const VecU bits = __builtin_convertvector(raw, VecU);
+  const VecU magnitude = bits & 0x7fff;
+  // Shifted into place the exponent is 112 too small; the product sets it right and makes subnormals normal.
+  const VecU finite = (VecU)((Vec)(magnitude << 13) * 0x1p112f);
+  const VecU special = (VecU)(magnitude >= 0x7c00) & 0x7f800000;
+  return (Vec)(finite | special | (bits & 0x8000) << 16);
+#endif
+}
+
+// The first `count` < kLanes elements, zeros behind them; nothing behind them is read.
+template <class T>
+static inline Vec load_part(const T* from, int64_t count) {
+  T padded[kLanes] = {};
+  std::memcpy(padded, from, count * sizeof(T));
+  return load(padded);
+}
+
+static inline void store(float* to, Vec v) { std::memcpy(to, &v, sizeof v); }
+
+static inline void store_part(float* to, Vec v, int64_t count) { std::memcpy(to, &v, count * sizeof(float)); }
+
+static inline uint16_t to_bfloat16(float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  if ((bits & 0x7fffffff) > 0x7f800000) return static_cast<uint16_t>(bits >> 16 | 0x40);  // NaN stays NaN
+  return static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);                 // to nearest, ties to even
+}
+
+static inline float sum(Vec v) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_add_ps((__m512)v);
+#else
+  float lanes[kLanes];
+  store(lanes, v);
+  for (int width = kLanes / 2; width > 0; width /= 2)
+    for (int i = 0; i < width; i++) lanes[i] += lanes[i + width];
+  return lanes[0];
+#endif
+}
+
+static inline Vec larger(Vec a, Vec b) { return a > b ? a : b; }
+
+static inline float largest(Vec v) {
+  float lanes[kLanes];
+  store(lanes, v);
+  float result = lanes[0];
+  for (int i = 1; i < kLanes; i++) result = lanes[i] > result ? lanes[i] : result;
+  return result;
+}
+
+// e^x to about two units in the last place; 0 and infinity are the nearest normal numbers, NaN stays NaN.
+// x = n ln 2 + r with |r| <= ln 2 / 2; e^r by its Taylor series (the first term left out is below 6e-9).
+static inline Vec exponential(Vec x) {
+  x = x < -87.0f ? broadcast(-87.0f) : x;
+  x = x > 88.0f ? broadcast(88.0f) : x;
+  const Vec shifted = x * 1.44269504f + 0x1.8p23f;  // the sum's last bits are the nearest integer
+  const Vec n = shifted - 0x1.8p23f;
+  const Vec r = (x - n * 0x1.62e4p-1f) - n * 0x1.7f7d1cp-20f;  // ln 2 in two parts, the first exact in n * part
+  Vec series = broadcast(1.0f / 5040);
+  series = series * r + 1.0f / 720;
+  series = series * r + 1.0f / 120;
+  series = series * r + 1.0f / 24;
+  series = series * r + 1.0f / 6;
+  series = series * r + 0.5f;
+  series = series * r + 1.0f;
+  series = series * r + 1.0f;
+  const VecU scale = ((VecU)shifted - 0x4b400000u + 127u) << 23;  // 2^n
+  return series * (Vec)scale;
+}
+
+}  // namespace manylora::MANYLORA_ISA

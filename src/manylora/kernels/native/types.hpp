@@ -1,0 +1,106 @@
+// What the kernels are handed: raw pointers and sizes. Who owns the memory, and that it is large enough, is settled
+// in Python (ops.py) before a call.
+#pragma once
+
+#include <cstdint>
+
+namespace manylora {
+
+// Two-byte floats as they lie in memory.
+struct BFloat16 {
+  uint16_t bits;
+};
+struct Half {
+  uint16_t bits;
+};
+
+// Position in manylora.kernels.ROW_DTYPES.
+enum class DType : uint8_t { kFloat32 = 0, kBFloat16 = 1, kHalf = 2 };
+
+// See manylora.kernels.Segments.
+struct Segments {
+  int64_t count;
+  const int32_t* rows;
+  const int32_t* row_start;
+  const float* weight;
+  const uint8_t* row_dtype;
+};
+
+// See manylora.kernels.RankRows, with the pool that its offsets count from.
+struct RankRows {
+  const uint8_t* pages;
+  const int64_t* offset;
+  const int32_t* begin;
+  const int32_t* end;
+};
+
+// One segment's share of h: `rank` values for each entry, `stride` apart from one entry to the next.
+struct Hidden {
+  const int64_t* begin;
+  const int32_t* stride;
+};
+
+// One layer of manylora.kernels.KvLayout: token i of page p has its keys at p * page_bytes + i * token_bytes after
+// `keys`, its values as far after `values`.
+struct KvPlane {
+  uint8_t* keys;
+  uint8_t* values;
+  int64_t page_bytes;
+  int64_t page_tokens;
+  int64_t num_kv_heads;
+  int64_t head_dim;
+  DType dtype;
+};
+
+// See manylora.kernels.PagedSequences.
+struct Sequences {
+  int64_t count;
+  const int32_t* block_table;
+  int64_t table_width;
+  const int32_t* query_start;
+  const int32_t* context_len;
+};
+
+// A matrix of floats whose rows are `stride` floats apart.
+struct Rows {
+  float* data;
+  int64_t stride;
+};
+
+// The kernels compiled for one instruction set.
+struct Kernels {
+  const char* isa;
+
+  // h[entry] = x[row of entry] @ A^T, A [rank, width] the rank rows of the entry's segment; entry after entry.
+  void (*shrink)(Rows x, int64_t width, RankRows a, Segments segments, float* h, int threads);
+
+  // y[row of entry] += weight * scaling * h[entry] @ B, B the rank rows of the entry's segment. B [rank, width].
+  void (*expand)(Rows y, int64_t width, RankRows b, Segments segments, Hidden hidden, const float* h,
+                 const float* scaling, int threads);
+
+  // out[row] = softmax(scale * q[row] K^T) V, each row over its sequence up to and including itself.
+  void (*attend)(Rows q, Rows out, int64_t num_heads, KvPlane plane, Sequences sequences, float scale, int threads);
+
+  // Rotates channel i of each head with channel i + HD / 2, in place; x [T, H, HD], cos and sin [T, HD / 2].
+  void (*rotate)(Rows x, int64_t num_rows, int64_t num_heads, int64_t head_dim, const float* cos, const float* sin,
+                 int threads);
+
+  // Stores the keys and values of new tokens, [T, KVH * HD] each, in their pages.
+  void (*write_kv)(Rows k, Rows v, int64_t num_rows, KvPlane plane, const int64_t* slot_page, const int64_t* slot_index,
+                   int threads);
+
+  // x += delta (none where its data is nullptr), then y = x / rms(x) * weight.
+  void (*add_rms_norm)(Rows x, Rows delta, Rows y, int64_t num_rows, int64_t width, const float* weight, float eps,
+                       int threads);
+
+  // y = silu(gate) * up for gate_up [T, 2 * width].
+  void (*silu_mul)(Rows gate_up, Rows y, int64_t num_rows, int64_t width, int threads);
+};
+
+extern const Kernels kPortableKernels;
+#if defined(MANYLORA_X86)
+extern const Kernels kAvx2Kernels;
+extern const Kernels kAvx512Kernels;
+#endif
+
+}  // namespace manylora
