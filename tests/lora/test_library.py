@@ -423,7 +423,7 @@ def test_an_adapter_replaced_while_it_is_read_is_read_again(root, monkeypatch):
             return half_old
         return load_peft(path, name=name)
 
-    monkeypatch.setattr(reader, "load_peft", replace_while_reading)
+    monkeypatch.setattr(reader, "load_adapter", replace_while_reading)
     ref = library.locate("alice")
     with pytest.raises(AdapterNotFoundError, match="locate it again"):
         library.load(ref)
@@ -493,7 +493,7 @@ def test_folders_replaced_while_threads_load_give_one_version_or_the_other(root,
 
 
 class SlowReads:
-    """Stands in for load_peft: counts, and waits for `go` for one name."""
+    """Stands in for load_adapter: counts, and waits for `go` for one name."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, slow: str) -> None:
         self.slow, self.names, self.started, self.go = (
@@ -502,7 +502,7 @@ class SlowReads:
             threading.Event(),
             threading.Event(),
         )
-        monkeypatch.setattr(reader, "load_peft", self)
+        monkeypatch.setattr(reader, "load_adapter", self)
 
     def __call__(self, folder: Path, name: str | None = None):
         self.names.append(name or "")
@@ -588,7 +588,7 @@ def test_limits_are_checked_before_weights_are_read(root, tmp_path, monkeypatch)
         (Library(root, max_bytes=num_bytes - 1), rf"{num_bytes:,} bytes.*up to {num_bytes - 1:,}"),
     ]
     with monkeypatch.context() as patched:
-        patched.setattr(reader, "load_peft", refuse_to_read)
+        patched.setattr(reader, "load_adapter", refuse_to_read)
         for library, says in cases:
             with pytest.raises(AdapterFormatError, match=says):
                 library.load("large")

@@ -35,9 +35,9 @@ _Target: TypeAlias = Adapter | _Place
 class Library:
     """Adapters below some roots, and in memory, by name.
 
-    A name is a path below a root: "alice", "team/alice". If several roots hold it, the first one counts;
-    what was added or pointed comes before them all. Nothing outside of the roots is read, whatever a name
-    or a link says.
+    A name is a path below a root: "alice", "team/alice"; of an adapter in one file, without ".safetensors". If
+    several roots hold it, the first one counts; what was added or pointed comes before them all. Nothing outside of
+    the roots is read, whatever a name or a link says.
 
     Any thread may call any method. Creating a library reads nothing; the first file is opened by `load`.
     """

@@ -11,7 +11,7 @@ from typing import Literal
 
 from manylora.errors import AdapterFormatError, AdapterNotFoundError
 from manylora.lora.adapter import Adapter, AdapterId
-from manylora.lora.formats import load_peft, peek_peft
+from manylora.lora.convert import load_adapter, peek_adapter
 from manylora.lora.names import quoted
 from manylora.lora.sources import Found, Source
 
@@ -29,7 +29,7 @@ class AdapterRef:
     name: str
     kind: Literal["memory", "folder", "remote"]
     location: str
-    """The folder with all links resolved, or the URL; empty for an adapter in memory."""
+    """The folder or file with all links resolved, or the URL; empty for an adapter in memory."""
 
     version: str
     """Of the files at `location`; of an adapter in memory, its identity."""
@@ -104,10 +104,10 @@ class Reader:
 
     def _read(self, ref: AdapterRef) -> Adapter:
         self._limits.check_bytes(ref.name, ref.num_bytes)
-        with self._source_of(ref).open(ref.name, Found(ref.location, ref.version, ref.num_bytes)) as folder:
+        with self._source_of(ref).open(ref.name, Found(ref.location, ref.version, ref.num_bytes)) as path:
             if self._limits.max_rank is not None:
-                self._limits.check_ranks(ref.name, peek_peft(folder).ranks)
-            adapter = load_peft(folder, name=ref.name)
+                self._limits.check_ranks(ref.name, peek_adapter(path).ranks)
+            adapter = load_adapter(path, name=ref.name)
         identity = adapter.identity  # hashes the weights, so outside of the lock
         with self._lock:
             self._identities[ref.location, ref.version] = identity

@@ -1,4 +1,7 @@
-"""Where adapters come from: what every root answers, and the root that is a folder. Reads no weights."""
+"""Where adapters come from: what every root answers, and the root that is a folder. Reads no weights.
+
+An adapter is a folder that PEFT or diffusers saved, or one .safetensors file, whose name has no suffix here.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +14,14 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from manylora.errors import AdapterFormatError, AdapterNotFoundError, ConfigError
+from manylora.lora.convert import DIFFUSERS_FILE
 from manylora.lora.formats import CONFIG_FILE, TENSOR_FILE
 from manylora.lora.names import name_problem, quoted
+
+SUFFIX = ".safetensors"
+
+MARKS = (CONFIG_FILE, DIFFUSERS_FILE)
+"""A folder that holds one of these files is one adapter."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +29,7 @@ class Found:
     """What a root holds under a name at one moment."""
 
     location: str
-    """The folder with all links resolved, or the URL (without credentials)."""
+    """The folder or file with all links resolved, or the URL (without credentials)."""
 
     version: str
     """Changes when either file is replaced or rewritten: equal versions of a location, equal content."""
@@ -54,7 +63,7 @@ class Source(Protocol):
         """Return the name of an absolute path or URL below the root, None if it does not lie below."""
 
     def open(self, name: str, found: Found) -> AbstractContextManager[Path]:
-        """Give a local folder with the two files of that very version, for reading inside the `with`.
+        """Give the local folder or file of that very version, for reading inside the `with`.
 
         `name` is for messages; what is opened is what `found` says.
 
@@ -66,7 +75,11 @@ class Source(Protocol):
 
 
 class LocalSource:
-    """A local folder. A folder below it is an adapter if it holds adapter_config.json."""
+    """A local folder.
+
+    A folder below it is an adapter if it holds adapter_config.json or pytorch_lora_weights.safetensors, and so is each
+    .safetensors file that lies in no such folder. Of a folder and a file of one name, the folder counts.
+    """
 
     kind: Literal["folder"] = "folder"
 
@@ -86,34 +99,45 @@ class LocalSource:
         while pending:
             below = pending.pop()
             try:
-                with os.scandir(os.path.join(self._root, below)) as entries:
-                    for entry in entries:
-                        name = f"{below}/{entry.name}" if below else entry.name
-                        if entry.name == CONFIG_FILE and below:
-                            found.append(below)
-                        elif entry.is_file(follow_symlinks=False) or name_problem(name):
-                            continue
-                        elif entry.is_dir(follow_symlinks=False):
-                            pending.append(name)
-                        # Not followed further: links may form a loop.
-                        elif entry.is_symlink() and self._is_linked_adapter(entry.path):
-                            found.append(name)
+                found += self._names_in(below, pending)
             except OSError:  # removed since its parent was read, or not readable, which find() reports
                 continue
         return found
 
+    def _names_in(self, below: str, pending: list[str]) -> list[str]:
+        """List the adapters in one folder; the folders in it are added to `pending`."""
+        files: list[str] = []
+        linked: list[str] = []
+        is_adapter = False
+        with os.scandir(os.path.join(self._root, below)) as entries:
+            for entry in entries:
+                name = f"{below}/{entry.name}" if below else entry.name
+                is_adapter = is_adapter or (entry.name in MARKS and below != "")
+                if name_problem(name):
+                    continue
+                if entry.name.endswith(SUFFIX) and entry.is_file() and entry.name != TENSOR_FILE:
+                    files.append(name.removesuffix(SUFFIX))
+                elif entry.is_file(follow_symlinks=False):
+                    continue
+                elif entry.is_dir(follow_symlinks=False):
+                    pending.append(name)
+                # Not followed further: links may form a loop.
+                elif entry.is_symlink() and self._is_linked_adapter(entry.path):
+                    linked.append(name)
+        # What else lies in an adapter's folder is part of it.
+        return linked + ([below] if is_adapter else files)
+
     def find(self, name: str) -> Found | None:
-        folder = os.path.join(self._root, name)
         try:
-            os.stat(os.path.join(folder, CONFIG_FILE))
-            real = os.path.realpath(folder, strict=True)
+            path = self._path_of(name)
+            real = None if path is None else _without_links(path)
         except PermissionError:
             raise AdapterNotFoundError(
                 f"adapter {quoted(name)} cannot be read: permission denied"
             ) from None
-        except (
-            OSError
-        ):  # absent; a file in place of a folder; a loop of links; a name too long for the disk
+        except OSError:  # removed meanwhile
+            return None
+        if real is None:
             return None
         if not self._holds(real):
             raise AdapterNotFoundError(
@@ -124,8 +148,31 @@ class LocalSource:
     def name_of(self, location: str) -> str | None:
         if not os.path.isabs(location):
             return None
-        real = os.path.realpath(location)
-        return os.path.relpath(real, os.path.realpath(self._root)) if self._holds(real) else None
+        real = _without_links(location, strict=False)
+        if not self._holds(real):
+            return None
+        path = os.path.relpath(real, os.path.realpath(self._root))
+        if os.path.isdir(real):
+            return path
+        folder, file = os.path.split(path)
+        return folder if folder and file == DIFFUSERS_FILE else path.removesuffix(SUFFIX)
+
+    def _path_of(self, name: str) -> str | None:
+        """The folder or file that `name` names, None if there is none.
+
+        Raises:
+            PermissionError: a folder on the way may not be entered.
+        """
+        folder = os.path.join(self._root, name)
+        if _is_there(folder, CONFIG_FILE):
+            return folder
+        if _is_there(folder, DIFFUSERS_FILE):
+            return os.path.join(folder, DIFFUSERS_FILE)
+        parent, last = os.path.split(folder)
+        is_part = parent != self._root and any(_is_there(parent, mark) for mark in MARKS)
+        if is_part or last + SUFFIX == TENSOR_FILE or not _is_there(parent, last + SUFFIX):
+            return None
+        return folder + SUFFIX
 
     @contextmanager
     def open(self, name: str, found: Found) -> Iterator[Path]:
@@ -139,19 +186,23 @@ class LocalSource:
     def _check_unchanged(self, name: str, found: Found) -> None:
         try:
             # Links may have been laid since: resolve again, so that nothing outside of the root is read.
-            real = os.path.realpath(found.location, strict=True)
+            real = _without_links(found.location)
             now = self._found(name, real) if self._holds(real) else None
         except OSError:
             now = None
         if now != found:
             raise AdapterNotFoundError(replaced_since(name))
 
-    def _found(self, name: str, folder: str) -> Found:
-        config, weights = (self._file_stat(name, folder, file) for file in (CONFIG_FILE, TENSOR_FILE))
+    def _found(self, name: str, location: str) -> Found:
+        folder, files = location, [CONFIG_FILE, TENSOR_FILE]
+        if not os.path.isdir(location):
+            folder, file = os.path.split(location)
+            files = [file]
+        stats = [self._file_stat(name, folder, file) for file in files]
         # The change time moves with every write and cannot be set back, as the modification time can. The
         # inode tells two files apart that were renamed into place within one tick of the disk's clock.
-        version = "-".join(f"{s.st_ino:x}.{s.st_ctime_ns:x}.{s.st_size:x}" for s in (config, weights))
-        return Found(location=folder, version=version, num_bytes=weights.st_size)
+        version = "-".join(f"{s.st_ino:x}.{s.st_ctime_ns:x}.{s.st_size:x}" for s in stats)
+        return Found(location=location, version=version, num_bytes=stats[-1].st_size)
 
     def _file_stat(self, name: str, folder: str, file: str) -> os.stat_result:
         path = os.path.join(folder, file)
@@ -169,11 +220,30 @@ class LocalSource:
         return status
 
     def _is_linked_adapter(self, folder: str) -> bool:
-        return os.path.exists(os.path.join(folder, CONFIG_FILE)) and self._holds(os.path.realpath(folder))
+        is_adapter = any(os.path.exists(os.path.join(folder, mark)) for mark in MARKS)
+        return is_adapter and self._holds(os.path.realpath(folder))
 
     def _holds(self, real: str) -> bool:
         """Whether a path without links lies below the root, which may be a link and be laid anew."""
         return real.startswith(os.path.join(os.path.realpath(self._root), ""))
+
+
+def _without_links(path: str, *, strict: bool = True) -> str:
+    """The path with the links to its folder resolved. The file at its end keeps its name, even if it is a link."""
+    if os.path.isdir(path):
+        return os.path.realpath(path, strict=strict)
+    folder, file = os.path.split(path)
+    return os.path.join(os.path.realpath(folder, strict=strict), file)
+
+
+def _is_there(folder: str, file: str) -> bool:
+    try:
+        os.stat(os.path.join(folder, file))
+    except PermissionError:
+        raise
+    except OSError:  # absent; a file in place of a folder; a loop of links; a name too long for the disk
+        return False
+    return True
 
 
 def missing_file(name: str, file: str) -> str:
