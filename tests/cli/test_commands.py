@@ -11,6 +11,8 @@ from typer.testing import CliRunner
 
 from manylora.cli import main
 from manylora.cli.app import app
+from manylora.lora.adapter import Adapter, LoraPair
+from manylora.lora.convert import load_adapter
 from manylora.lora.formats import load_peft, save_peft
 from manylora.models.tiny import save_tiny, tiny_adapter, tiny_config
 
@@ -107,6 +109,36 @@ def test_convert_changes_an_adapters_dtype(adapters: Path, tmp_path: Path) -> No
     assert (before.dtype, after.dtype) == (torch.bfloat16, torch.float32)
     for site, pair in before.sites.items():
         assert torch.equal(pair.delta(), after.sites[site].delta())
+
+
+def test_convert_writes_an_adapter_in_every_format_and_back(tmp_path: Path) -> None:
+    pair = LoraPair(torch.randn(2, 4), torch.randn(6, 2), 1.5)
+    adapter = Adapter({"down_blocks.1.attentions.0.proj_in": pair})
+    save_peft(adapter, tmp_path / "peft")
+    steps = [
+        ("peft", "k.safetensors", ["--format", "kohya", "--layout", "sdxl"]),
+        ("k.safetensors", "diffusers", ["--format", "diffusers"]),
+        ("diffusers", "again", []),
+    ]
+    for source, out, options in steps:
+        result = run(app, ["convert", str(tmp_path / source), str(tmp_path / out), *options])
+        assert result.exit_code == 0, result.output
+        assert load_adapter(tmp_path / out).identity == adapter.identity
+    assert load_peft(tmp_path / "again").identity == adapter.identity
+    result = run(app, ["inspect", str(tmp_path / "k.safetensors"), "--json"])
+    assert json.loads(result.stdout)["identity"] == adapter.identity
+
+
+def test_convert_refuses_what_it_would_ignore(adapters: Path, tmp_path: Path) -> None:
+    out = str(tmp_path / "x.safetensors")
+    for source, options, says in (
+        (adapters / "alice", ["--layout", "sd"], "--layout is for --format kohya"),
+        (adapters / "alice", ["--format", "kohya", "--layout", "sd"], "no name in kohya's files"),
+        ("no-model", ["--format", "kohya"], "--format is for adapters"),
+    ):
+        result = run(app, ["convert", str(source), out, *options])
+        assert says in str(result.exception)
+    assert not Path(out).exists()
 
 
 def test_an_error_is_one_message_without_a_traceback(

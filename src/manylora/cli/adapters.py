@@ -15,6 +15,7 @@ def register(app: typer.Typer) -> None:
 
 
 DtypeName = Literal["float32", "bfloat16", "float16"]
+FormatName = Literal["peft", "diffusers", "kohya"]
 
 
 def compose(
@@ -72,24 +73,40 @@ def compose(
 
 
 def convert(
-    source: Annotated[str, typer.Argument(help="A GGUF model, or an adapter's folder.")],
-    out: Annotated[Path, typer.Argument(help="Folder to write.")],
+    source: Annotated[
+        str, typer.Argument(help="A GGUF model; or an adapter: its folder, or its .safetensors file.")
+    ],
+    out: Annotated[Path, typer.Argument(help="Folder to write; of kohya's format, a .safetensors file.")],
     dtype: Annotated[
         DtypeName | None, typer.Option(help="Of an adapter's file; its own if not given.")
     ] = None,
+    form: Annotated[
+        FormatName | None,
+        typer.Option("--format", help="Of an adapter's file; PEFT's if not given. Read is what is there."),
+    ] = None,
+    layout: Annotated[
+        Literal["sd", "sdxl"] | None,
+        typer.Option(help="Which model kohya's names are for, where the adapter does not tell."),
+    ] = None,
 ) -> None:
-    """Write a GGUF model as a transformers folder, or an adapter in another dtype.
+    """Write a GGUF model as a transformers folder, or an adapter in another format or dtype.
 
     A model's weights are dequantised to float32, so that what you train on is what is served.
 
-    Example:
+    An adapter is the same to the last bit in every format that can hold it; what one cannot hold is refused by name.
+
+    Examples:
 
         manylora convert smollm2-135m-instruct ./SmolLM2-135M-Instruct
+
+        manylora convert style.safetensors ./style --format diffusers
     """
-    if (Path(source) / "adapter_config.json").is_file():
-        _convert_adapter(Path(source), out, dtype)
-    elif dtype is not None:
-        raise ConfigError("--dtype is for adapters; a GGUF model is written in float32")
+    if _is_adapter(Path(source)):
+        _convert_adapter(Path(source), out, dtype, form or "peft", layout)
+    elif given := [
+        option for option, value in (("dtype", dtype), ("format", form), ("layout", layout)) if value
+    ]:
+        raise ConfigError(f"--{given[0]} is for adapters; a GGUF model is written in float32")
     else:
         from manylora.models.convert import save_hf
 
@@ -97,14 +114,27 @@ def convert(
     Console(highlight=False).print(f"wrote {out}")
 
 
-def _convert_adapter(source: Path, out: Path, dtype: DtypeName | None) -> None:
+def _is_adapter(source: Path) -> bool:
+    files = ("adapter_config.json", "pytorch_lora_weights.safetensors")
+    return source.suffix == ".safetensors" or any((source / file).is_file() for file in files)
+
+
+def _convert_adapter(
+    source: Path,
+    out: Path,
+    dtype: DtypeName | None,
+    form: FormatName,
+    layout: Literal["sd", "sdxl"] | None,
+) -> None:
     from dataclasses import replace
 
     import torch
 
-    from manylora.lora.formats import load_peft, save_peft
+    from manylora.lora.convert import load_adapter, save_adapter
 
-    adapter = load_peft(source)
+    if layout is not None and form != "kohya":
+        raise ConfigError(f"--layout is for --format kohya; {form} has one name for each site")
+    adapter = load_adapter(source)
     if dtype is not None:
         to = getattr(torch, dtype)
         sites = {
@@ -112,5 +142,4 @@ def _convert_adapter(source: Path, out: Path, dtype: DtypeName | None) -> None:
             for site, pair in adapter.sites.items()
         }
         adapter = replace(adapter, sites=sites)
-        adapter.validate()
-    save_peft(adapter, out, base_model=adapter.base_model)
+    save_adapter(adapter, out, form, layout=layout)

@@ -55,8 +55,8 @@ def inspect(
     """
     from manylora.cli.inspect_adapter import adapter_facts, print_adapter
     from manylora.cli.inspect_mixture import Inspection, inspect_on_base, mixture_facts, print_mixture
+    from manylora.lora.convert import load_adapter
     from manylora.lora.diagnose import diagnose_weights
-    from manylora.lora.formats import load_peft
     from manylora.lora.library import Library
     from manylora.lora.mixture import Mixture
 
@@ -73,15 +73,15 @@ def inspect(
             ref = library.locate(name)
             folders[name] = Path(ref.location) if ref.kind == "folder" else None
             loaded.append(library.load(ref))
-        elif Path(name).is_dir():
+        elif Path(name).exists():
             folders[name] = Path(name)
-            loaded.append(load_peft(name, name))
+            loaded.append(load_adapter(name, name))
         elif adapters:
             loaded.append(library.load(name))  # raises, with names that are near
         else:
             raise AdapterNotFoundError(
-                f"'{name}' is no folder; give the path of an adapter, or a name and the folder that holds it "
-                "with --adapters"
+                f"'{name}' is no folder and no file; give the path of an adapter, or a name and the folder "
+                "that holds it with --adapters"
             )
     weights = [weight for _, weight in mixture.weights]
     if len(loaded) == 1 and base is None:

@@ -22,7 +22,7 @@ def adapter_facts(adapter: Adapter, folder: Path | None) -> Facts:
     """Return what there is to know of an adapter, site by site.
 
     Args:
-        folder: where its config lies; None where it came from elsewhere than a local folder.
+        folder: where its config may lie; None where it came from elsewhere than a local folder.
     """
     sites: list[Facts] = []
     for site, pair in adapter.sites.items():
@@ -81,6 +81,8 @@ def print_adapter(facts: Facts) -> None:
 def _config_notes(folder: Path) -> list[str]:
     """What the config says beside ranks and sizes, which the tensors show."""
     path = folder / CONFIG_FILE
+    if not path.is_file():  # other formats have none
+        return []
     return list(_notes(parse_config(json.loads(path.read_bytes()), str(path))))
 
 
