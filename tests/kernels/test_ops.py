@@ -79,7 +79,7 @@ def test_without_a_name_the_first_that_computes_in_the_dtype_is_taken(monkeypatc
     taken: list[str] = []
 
     def shrink_of(name: str) -> ops.Shrink:
-        def note(x: torch.Tensor, *rest: Any) -> torch.Tensor:
+        def note(x: torch.Tensor, pages: Any, a: Any, segments: Any) -> torch.Tensor:
             taken.append(name)
             return x
 

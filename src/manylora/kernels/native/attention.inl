@@ -3,6 +3,7 @@
 // A row's sums run over its tokens in order, whatever else is in the batch.
 #pragma once
 
+#include <type_traits>
 #include <vector>
 
 #include "parallel.hpp"
@@ -12,24 +13,43 @@ namespace manylora::MANYLORA_ISA {
 
 constexpr int kQueries = 4;       // queries that share each key and value that is read
 constexpr int kTaskQueries = 32;  // queries of a task
+constexpr int64_t kAhead = 8;     // tokens between what is read and what is fetched from memory meanwhile
 
 // The keys or values of one head of one sequence, token by token.
 template <class T>
 struct Tokens {
   const uint8_t* plane;
   const int32_t* pages;
-  int64_t page_bytes, page_tokens, token_dim, head_offset;
+  int64_t page_bytes, page_tokens, token_dim, head_dim, head_offset;
 
-  // Calls use(token, pointer to head_dim elements) for tokens begin..end.
-  template <class Use>
+  // Calls use(token, pointer to head_dim elements, count) for tokens begin..end, `count` neighbours of a page at a time,
+  // token_dim elements apart; count is kMany as often as possible, else 1, and known to the compiler.
+  template <int kMany, class Use>
   void each(int64_t begin, int64_t end, const Use& use) const {
     while (begin < end) {
       const int64_t page = begin / page_tokens;
       const int64_t stop = (page + 1) * page_tokens < end ? (page + 1) * page_tokens : end;
-      const T* at = reinterpret_cast<const T*>(plane + pages[page] * page_bytes) +
-                    (begin - page * page_tokens) * token_dim + head_offset;
-      for (; begin < stop; begin++, at += token_dim) use(begin, at);
+      const T* at = address(begin);
+      if (stop < end) prefetch(address(stop), kAhead < end - stop ? kAhead : end - stop);
+      for (; begin + kMany <= stop; begin += kMany, at += kMany * token_dim) {
+        prefetch(at + kAhead * token_dim, kMany);
+        use(begin, at, std::integral_constant<int, kMany>{});
+      }
+      for (; begin < stop; begin++, at += token_dim) use(begin, at, std::integral_constant<int, 1>{});
     }
+  }
+
+  const T* address(int64_t token) const {
+    const int64_t page = token / page_tokens;
+    return reinterpret_cast<const T*>(plane + pages[page] * page_bytes) + (token - page * page_tokens) * token_dim +
+           head_offset;
+  }
+
+  // One head of many tokens is a row of short pieces, which the processor does not foresee.
+  void prefetch(const T* from, int64_t tokens) const {
+    for (int64_t i = 0; i < tokens; i++)
+      for (int64_t d = 0; d < head_dim; d += 64 / static_cast<int64_t>(sizeof(T)))
+        __builtin_prefetch(from + i * token_dim + d);
   }
 };
 
@@ -44,18 +64,28 @@ struct Queries {
 template <class T, int N>
 static void score(const Queries<N>& queries, const Tokens<T>& keys, int64_t head_dim, float scale, float* scores,
                   int64_t stride) {
-  keys.each(0, queries.visible[N - 1], [&](int64_t token, const T* key) {
-    Vec total[N] = {};
+  keys.template each<4>(0, queries.visible[N - 1], [&](int64_t token, const T* key, auto count) {
+    constexpr int kCount = decltype(count)::value;
+    Vec total[N][kCount] = {};
+    const auto accumulate = [&](const auto& load_at) {
+      Vec k[kCount];
+      for (int i = 0; i < kCount; i++) k[i] = load_at(key + i * keys.token_dim);
+      for (int n = 0; n < N; n++) {
+        const Vec q = load_at(queries.q[n]);
+        for (int i = 0; i < kCount; i++) total[n][i] += q * k[i];
+      }
+    };
     int64_t d = 0;
-    for (; d + kLanes <= head_dim; d += kLanes) {
-      const Vec k = load(key + d);
-      for (int n = 0; n < N; n++) total[n] += load(queries.q[n] + d) * k;
+    for (; d + kLanes <= head_dim; d += kLanes) accumulate([d](const auto* from) { return load(from + d); });
+    if (d < head_dim) accumulate([=](const auto* from) { return load_part(from + d, head_dim - d); });
+    for (int n = 0; n < N; n++) {
+      float* to = scores + n * stride + token;
+      if constexpr (kCount == 4)
+        sum_four(total[n], to);
+      else
+        to[0] = sum(total[n][0]);
+      for (int i = 0; i < kCount; i++) to[i] *= scale;
     }
-    if (d < head_dim) {
-      const Vec k = load_part(key + d, head_dim - d);
-      for (int n = 0; n < N; n++) total[n] += load_part(queries.q[n] + d, head_dim - d) * k;
-    }
-    for (int n = 0; n < N; n++) scores[n * stride + token] = sum(total[n]) * scale;
   });
 }
 
@@ -80,7 +110,7 @@ template <class T, int N, int C>
 static void weigh(const Queries<N>& queries, const Tokens<T>& values, int64_t d, const float* weights, int64_t stride,
                   const float* sums) {
   Vec total[N][C] = {};
-  values.each(0, queries.visible[0], [&](int64_t token, const T* value) {
+  values.template each<1>(0, queries.visible[0], [&](int64_t token, const T* value, auto) {
     Vec v[C];
     for (int c = 0; c < C; c++) v[c] = load(value + d + c * kLanes);
     for (int n = 0; n < N; n++) {
@@ -90,7 +120,7 @@ static void weigh(const Queries<N>& queries, const Tokens<T>& values, int64_t d,
   });
   for (int n = 0; n < N; n++) {
     // What a later row sees and the first does not.
-    values.each(queries.visible[0], queries.visible[n], [&](int64_t token, const T* value) {
+    values.template each<1>(queries.visible[0], queries.visible[n], [&](int64_t token, const T* value, auto) {
       const Vec weight = broadcast(weights[n * stride + token]);
       for (int c = 0; c < C; c++) total[n][c] += weight * load(value + d + c * kLanes);
     });
@@ -103,7 +133,7 @@ static void weigh_rest(const Queries<N>& queries, const Tokens<T>& values, int64
                        const float* weights, int64_t stride, const float* sums) {
   for (int n = 0; n < N; n++) {
     Vec total = {};
-    values.each(0, queries.visible[n], [&](int64_t token, const T* value) {
+    values.template each<1>(0, queries.visible[n], [&](int64_t token, const T* value, auto) {
       total += broadcast(weights[n * stride + token]) * load_part(value + d, head_dim - d);
     });
     store_part(queries.out[n] + d, total / sums[n], head_dim - d);
@@ -139,7 +169,8 @@ static void attend_task(const AttendTask& task, Rows q, Rows out, int64_t num_he
   const int64_t hidden_from_first = num_new - 1;  // tokens of the context that the first new one may not see
   const int32_t* pages = sequences.block_table + task.sequence * sequences.table_width;
   const int64_t token_dim = plane.num_kv_heads * plane.head_dim;
-  const Tokens<T> keys{plane.keys, pages, plane.page_bytes, plane.page_tokens, token_dim, task.kv_head * plane.head_dim};
+  const Tokens<T> keys{plane.keys, pages, plane.page_bytes, plane.page_tokens, token_dim,
+                       plane.head_dim, task.kv_head * plane.head_dim};
   Tokens<T> values = keys;
   values.plane = plane.values;
 

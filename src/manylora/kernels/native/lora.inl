@@ -34,8 +34,12 @@ static void dot_products(const float* const* x, const T* const* a, int64_t width
   int64_t i = 0;
   for (; i + kLanes <= width; i += kLanes) accumulate([i](const auto* from) { return load(from + i); });
   if (i < width) accumulate([i, width](const auto* from) { return load_part(from + i, width - i); });
-  for (int e = 0; e < E; e++)
-    for (int r = 0; r < R; r++) h[e * h_stride + r] = sum(total[e][r]);
+  for (int e = 0; e < E; e++) {
+    if constexpr (R % 4 == 0)
+      for (int r = 0; r < R; r += 4) sum_four(total[e] + r, h + e * h_stride + r);
+    else
+      for (int r = 0; r < R; r++) h[e * h_stride + r] = sum(total[e][r]);
+  }
 }
 
 template <class T, int E>
@@ -107,6 +111,8 @@ static int64_t add_products(float* const* y, const float* gain, int64_t rank, co
     for (int64_t r = 0; r < rank; r++) {
       Vec columns[C];
       for (int c = 0; c < C; c++) columns[c] = load(b[r] + from + c * kLanes);
+      // The next columns of a rank row lie in other cache lines than the processor expects: it sees a jump to row r + 1.
+      for (int c = 0; c < C * kLanes; c += 64 / static_cast<int>(sizeof(T))) __builtin_prefetch(b[r] + from + C * kLanes + c);
       for (int e = 0; e < E; e++) {
         const Vec factor = broadcast(gain[e * rank + r]);
         for (int c = 0; c < C; c++) total[e][c] += factor * columns[c];
@@ -124,7 +130,9 @@ static int64_t add_products(float* const* y, const float* gain, int64_t rank, co
 template <class T, int E>
 static void expand_rows(float* const* y, const float* gain, int64_t rank, const T* const* b, int64_t from,
                         int64_t end) {
-  from = add_products<T, E, E == 1 ? 8 : 4>(y, gain, rank, b, from, end);
+  if constexpr (E == 1) from = add_products<T, E, 8>(y, gain, rank, b, from, end);
+  from = add_products<T, E, 4>(y, gain, rank, b, from, end);
+  from = add_products<T, E, 2>(y, gain, rank, b, from, end);
   from = add_products<T, E, 1>(y, gain, rank, b, from, end);
   if (from == end) return;
   for (int e = 0; e < E; e++) {
