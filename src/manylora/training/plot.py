@@ -5,11 +5,14 @@ from pathlib import Path
 from typing import Any
 
 
-def plot_losses(rows: Sequence[Mapping[str, Any]], path: Path, title: str) -> None:
+def plot_losses(
+    rows: Sequence[Mapping[str, Any]], path: Path, title: str, unit: str = "nats a token"
+) -> None:
     """Write a PNG from metric rows: `loss` per training step, `eval_loss` where a row has one.
 
     Args:
         rows: as in metrics.jsonl, at least one with a `loss`.
+        unit: of the losses.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -31,7 +34,7 @@ def plot_losses(rows: Sequence[Mapping[str, Any]], path: Path, title: str) -> No
             linestyle=":",
             label="held-out loss",
         )
-    axes.set(xlabel="optimizer step", ylabel="loss (nats a token)", title=title)
+    axes.set(xlabel="optimizer step", ylabel=f"loss ({unit})", title=title)
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)
     axes.legend()
