@@ -121,3 +121,33 @@ def test_check_integrity_notices_a_shared_page_and_a_stale_count(cache, pool):
     cache._num_evictable_pages += 1
     with pytest.raises(AssertionError):
         cache.check_integrity()
+
+
+def test_pinned_pages_are_counted_once_and_while_they_are_pinned(cache, pool):
+    load(cache, pool, "a", "b", num_pages=2)
+    cache.pin("a")
+    cache.pin("a")
+    cache.pin("b")
+    assert (cache.num_pinned_pages, cache.is_pinned("a"), cache.is_pinned("absent")) == (4, True, False)
+    cache.unpin("a")
+    cache.unpin("a")
+    assert (cache.num_pinned_pages, cache.is_pinned("a")) == (2, False)
+    cache.drop("b")
+    assert cache.num_pinned_pages == 0
+
+
+def test_residency_tells_of_every_arrival_and_departure_and_of_nothing_else(cache, pool):
+    seen = [cache.residency]
+    load(cache, pool, "a", "b", num_pages=1)
+    seen.append(cache.residency)
+    cache.acquire("a")
+    cache.release("a")
+    cache.pin("a")
+    cache.unpin("a")
+    assert cache.residency == seen[-1]
+    cache.evict_oldest()
+    seen.append(cache.residency)
+    cache.drop("a" if cache.pages("a") else "b")
+    seen.append(cache.residency)
+    assert seen == sorted(set(seen))
+    assert cache.num_resident == 0

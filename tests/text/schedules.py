@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from collections.abc import Sequence as SequenceOf
 from random import Random
 
@@ -117,7 +117,7 @@ class World:
         """Schedule and check a step, then do as if it had been computed; returns who was in it."""
         scheduled = self.scheduler.schedule()
         for sequence, _ in self.scheduler.take_rejected():
-            assert not self.could_fit(sequence)
+            assert not self.could_fit(sequence, beside=self.pinned)
             self.live.remove(sequence)
             self.rejected.append(sequence)
         self.check_step(scheduled)
@@ -162,11 +162,11 @@ class World:
             self.step()
         raise AssertionError(f"no end in sight: {[s.request.request_id for s in self.live]}")
 
-    def could_fit(self, sequence: Sequence) -> bool:
-        """Whether the request and its adapters fit the pool with nothing else in it."""
+    def could_fit(self, sequence: Sequence, beside: Iterable[AdapterId] = ()) -> bool:
+        """Whether the request and its adapters fit the pool with nothing else in it but the adapters `beside`."""
         request = sequence.request
         num_tokens = len(request.prompt) + request.max_tokens
-        adapters = {content(str(name)) for name, _ in request.adapters}
+        adapters = {content(str(name)) for name, _ in request.adapters}.union(beside)
         kv_pages = -(-num_tokens // self.memory.page_tokens)
         return kv_pages + sum(self.sizes[name] for name in adapters) <= self.memory.pool.num_pages
 

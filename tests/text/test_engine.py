@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections import defaultdict
+from collections import defaultdict, deque
+from collections.abc import Iterator
 
 import pytest
 
@@ -15,6 +16,7 @@ from manylora.lora.mixture import MixtureLike
 from manylora.lora.reader import AdapterRef
 from manylora.models.tiny import tiny_adapter
 from manylora.text import AdapterClustering, Engine, Output, SamplingParams
+from manylora.text.live import LiveSequence
 from tests.text.engines import CONFIG, GREEDY, PAGE_TOKENS, adapters, engine, expect, library
 
 MIXTURES: list[MixtureLike] = [
@@ -278,3 +280,17 @@ def drain(served: Engine) -> dict[tuple[str, int], tuple[int, ...]]:
             if output.event is not None:
                 ended.append(key)
     return tokens
+
+
+def test_generate_bears_requests_that_other_threads_submit_meanwhile() -> None:
+    """It looked through the queue of submitted requests, which must not grow while somebody does."""
+    with engine() as served:
+
+        class GrowsWhileRead(deque[LiveSequence]):
+            def __iter__(self) -> Iterator[LiveSequence]:
+                for live in super().__iter__():
+                    served.submit([1, 2, 3], GREEDY)
+                    yield live
+
+        served._submitted = GrowsWhileRead()
+        assert run(served, PROMPTS[:2], MIXTURES[:2]) == WANTED[:2]

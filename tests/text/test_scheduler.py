@@ -11,6 +11,7 @@ from hypothesis import event, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
+from manylora.lifecycle import RequestState
 from manylora.text.policy import AdapterClustering, FirstComeFirstServed
 from manylora.text.sequence import Sequence
 from tests.text.schedules import World, content
@@ -301,12 +302,10 @@ def test_a_pinned_adapter_stays_and_those_who_fit_beside_it_run():
     (beside,) = world.submit(2, 2)
     (larger,) = world.submit(2, 2, "y")
     finish(world, beside)
-    for _ in range(5):
-        world.deliver()
-        world.step()
     assert world.memory.adapters.is_ready(content("x"))
-    assert larger in world.scheduler.waiting
+    assert world.rejected == [larger]
     world.unpin_all()
+    (larger,) = world.submit(2, 2, "y")
     finish(world, larger)
 
 
@@ -342,3 +341,18 @@ def test_check_integrity_notices_pages_held_for_nobody():
     world.memory.alloc(1)
     with pytest.raises(AssertionError, match="no sequence is left"):
         world.scheduler.check_integrity()
+
+
+def test_what_does_not_fit_beside_pinned_adapters_is_refused_and_not_waited_for() -> None:
+    """It waited for ever, and everybody behind it."""
+    world = World(10, {"a": 4, "b": 4})
+    world.submit(2, mixture="a")
+    world.drain()
+    world.pin("a")
+    (too_long,) = world.submit(8, max_tokens=6)  # 7 of the 6 pages that are left
+    (behind,) = world.submit(2, max_tokens=2)
+    (on_pinned,) = world.submit(8, max_tokens=4, mixture="a")  # 6 pages and what is pinned anyway
+    (other,) = world.submit(6, max_tokens=4, mixture="b")  # 5 pages and 4
+    world.drain()
+    assert world.rejected == [too_long, other]
+    assert {s.lifecycle.state for s in (behind, on_pinned)} == {RequestState.FINISHED}

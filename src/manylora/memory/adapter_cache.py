@@ -34,7 +34,7 @@ class AdapterCache:
 
     A ready adapter that no request holds and nobody has pinned is idle: it stays for the next request,
     until its pages are wanted. Idle adapters are evicted in the order in which they became idle. All
-    operations are O(1), but for the pages that return to the pool. Only `pages` and `is_ready` may ask
+    operations are O(1), but for the pages that return to the pool. Only `pages`, `is_ready` and `is_pinned` may ask
     for an absent adapter.
     """
 
@@ -46,6 +46,8 @@ class AdapterCache:
         self._idle: OrderedDict[str, int] = OrderedDict()  # id -> tick since which it is idle, oldest first
         self._num_evictable_pages = 0
         self._resident_pages = 0
+        self._num_pinned_pages = 0
+        self._residency = 0
         self._loads = self._hits = self._evictions = 0
 
     @property
@@ -56,6 +58,21 @@ class AdapterCache:
     def resident_pages(self) -> int:
         """Pages held by adapters, loading ones included."""
         return self._resident_pages
+
+    @property
+    def num_resident(self) -> int:
+        """Adapters that have pages, loading ones included."""
+        return len(self._resident)
+
+    @property
+    def num_pinned_pages(self) -> int:
+        """Pages that stay until `unpin`, whoever asks for them."""
+        return self._num_pinned_pages
+
+    @property
+    def residency(self) -> int:
+        """Grows whenever an adapter comes or goes: as long as it is the same, so are those that have pages."""
+        return self._residency
 
     @property
     def stats(self) -> AdapterCacheStats:
@@ -71,11 +88,17 @@ class AdapterCache:
         resident = self._resident.get(adapter_id)
         return resident is not None and resident.ready
 
+    def is_pinned(self, adapter_id: str) -> bool:
+        """Whether it stays until `unpin`; False if it is absent."""
+        resident = self._resident.get(adapter_id)
+        return resident is not None and resident.pinned
+
     def insert(self, adapter_id: str, pages: Iterable[PageId]) -> None:
         """Absent -> loading. Takes over the pages and their references."""
         assert adapter_id not in self._resident, f"adapter {adapter_id} is resident already"
         resident = self._resident[adapter_id] = _Resident(tuple(pages))
         self._resident_pages += len(resident.pages)
+        self._residency += 1
 
     def mark_ready(self, adapter_id: str) -> None:
         """Loading -> ready."""
@@ -114,12 +137,14 @@ class AdapterCache:
     def pin(self, adapter_id: str) -> None:
         """Keep the adapter until unpin. A pin is a mark, not a count: pinning twice is pinning once."""
         resident = self._resident[adapter_id]
+        self._num_pinned_pages += 0 if resident.pinned else len(resident.pages)
         resident.pinned = True
         self._settle(adapter_id, resident)
 
     def unpin(self, adapter_id: str) -> None:
         """Take the mark away. An adapter that nobody holds is idle from now on, not from its last use."""
         resident = self._resident[adapter_id]
+        self._num_pinned_pages -= len(resident.pages) if resident.pinned else 0
         resident.pinned = False
         self._settle(adapter_id, resident)
 
@@ -152,6 +177,8 @@ class AdapterCache:
     def _forget(self, adapter_id: str, resident: _Resident) -> None:
         del self._resident[adapter_id]
         self._resident_pages -= len(resident.pages)
+        self._num_pinned_pages -= len(resident.pages) if resident.pinned else 0
+        self._residency += 1
         self._pool.free(resident.pages)
 
     def check_integrity(self) -> None:
@@ -160,6 +187,8 @@ class AdapterCache:
         assert len(set(pages)) == len(pages), "two adapters stand on one page"
         assert all(self._pool.refs(page) == 1 for page in pages), "an adapter's page is free or shared"
         assert len(pages) == self._resident_pages
+        pinned = [resident for resident in self._resident.values() if resident.pinned]
+        assert sum(len(resident.pages) for resident in pinned) == self._num_pinned_pages
         idle = {adapter_id for adapter_id, resident in self._resident.items() if resident.idle}
         assert self._idle.keys() == idle, f"idle list and states disagree: {self._idle.keys() ^ idle}"
         assert (

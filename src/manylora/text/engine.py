@@ -11,6 +11,7 @@ comes, or fails alone: the others go on.
 """
 
 from collections import deque
+from collections.abc import Mapping
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
 from types import TracebackType
@@ -19,7 +20,7 @@ from typing import Any
 from manylora.errors import ConfigError, ManyLoraError, RequestError
 from manylora.lora.fit import check_fits
 from manylora.lora.library import Library
-from manylora.lora.mixture import MixtureLike
+from manylora.lora.mixture import Mixture, MixtureLike
 from manylora.lora.reader import AdapterRef
 from manylora.memory.unified import MemoryUse
 from manylora.models.adapter_pages import AdapterPages
@@ -210,13 +211,17 @@ class Engine:
                 f"{len(prompts)} prompts, {len(each)} params and {len(mixed)} mixtures do not match"
             )
         slots: list[list[Completion | tuple[str, int]]] = []
+        wanted: dict[tuple[str, int], Mixture] = {}
         for prompt, one, mixture in zip(prompts, each, mixed, strict=True):
             try:
-                request_id = self.submit(prompt, one, mixture)
-                slots.append([(request_id, index) for index in range(one.n if one else 1)])
+                parsed = Mixture.parse(mixture)
+                request_id = self.submit(prompt, one, parsed)
+                keys = [(request_id, index) for index in range(one.n if one else 1)]
+                slots.append([*keys])
+                wanted |= dict.fromkeys(keys, parsed)
             except ManyLoraError as error:
                 slots.append([refused(error)])
-        done = self._finish_all({slot for group in slots for slot in group if isinstance(slot, tuple)})
+        done = self._finish_all(wanted)
         return [done[slot] if isinstance(slot, tuple) else slot for group in slots for slot in group]
 
     def stats(self) -> EngineStats:
@@ -307,10 +312,9 @@ class Engine:
             self._loader.release(live.sequence.request)
         return last
 
-    def _finish_all(self, wanted: set[tuple[str, int]]) -> dict[tuple[str, int], Completion]:
+    def _finish_all(self, wanted: Mapping[tuple[str, int], Mixture]) -> dict[tuple[str, int], Completion]:
         """Step until these samples have ended."""
         parts: dict[tuple[str, int], list[Output]] = {key: [] for key in wanted}
-        mixtures = {live.key: live.sequence.request.mixture for live in self._submitted}
         done: dict[tuple[str, int], Completion] = {}
         while len(done) < len(wanted):
             for output in self.step():
@@ -319,7 +323,7 @@ class Engine:
                     continue
                 parts[key].append(output)
                 if output.event is not None:
-                    done[key] = join(mixtures[key], parts.pop(key))
+                    done[key] = join(wanted[key], parts.pop(key))
         return done
 
 

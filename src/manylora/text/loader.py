@@ -51,6 +51,11 @@ class AdapterLoader:
         # Guards what `demand` touches, which any thread may call.
         self._lock = RLock()
         self._demand: dict[Request, None] = {}  # in the order in which they came
+        self._due: dict[Hashable, AdapterKey] = {}
+        """What may be read, or read and waiting, now: what the oldest requests lack, as far as there is room for it."""
+        self._is_full = False  # an older request than the next one to come found no room in `_due`
+        self._has_changed = False
+        self._residency = cache.residency
         self._reading: dict[AdapterKey, Future[AdapterImage]] = {}
         self._images: dict[AdapterId, AdapterImage] = {}
         self._copying: dict[AdapterId, Future[ResidentAdapter]] = {}
@@ -62,23 +67,29 @@ class AdapterLoader:
         """A request wants its adapters. Reading begins now unless enough are on their way."""
         with self._lock:
             self._demand[request] = None
-            absent = self._absent(key for key, _ in request.adapters)
-            if len(self._reading) + len(self._images) + len(absent) <= self._max_pending:
-                self._start_reading(absent)
+            # Whoever finds `_due` out of date or full comes last: `poll` sees to it in its turn.
+            if not self._is_stale() and not self._is_full:
+                self._start_reading(self._add_to_due(request))
 
     def release(self, request: Request) -> None:
         """The request has ended."""
         with self._lock:
             del self._demand[request]
+            # One whose adapters are all in the pool, as of all that ran, took no part in what is due.
+            if self._absent(key for key, _ in request.adapters):
+                self._has_changed = True
 
     def poll(self) -> dict[AdapterKey, Exception]:
         """Take in what has been read and copied, begin what is due; return what could not be read, with the reason."""
         with self._lock:
             failures = self._take_images()
             self._take_copies()
-            due = self._due()
-            self._forget_all_but(due)
-            self._start_reading({what: key for what, key in due.items() if key not in failures})
+            if self._is_stale():
+                self._find_due()
+                self._forget_all_but_due()
+                self._start_reading({what: key for what, key in self._due.items() if key not in failures})
+                # What failed is read again if somebody still wants it when the engine has ended those who did.
+                self._has_changed = bool(failures)
         return failures
 
     def lookup(self, key: AdapterKey) -> tuple[AdapterId, int] | None:
@@ -115,6 +126,7 @@ class AdapterLoader:
         failures: dict[AdapterKey, Exception] = {}
         for key in [key for key, future in self._reading.items() if future.done()]:
             future = self._reading.pop(key)
+            self._has_changed = True
             error = future.exception()
             # In either case another name of the same content may have been quicker.
             if error is None:
@@ -131,20 +143,30 @@ class AdapterLoader:
             self.resident[identity] = self._copying.pop(identity).result()
             self._cache.mark_ready(identity)
 
-    def _due(self) -> dict[Hashable, AdapterKey]:
-        """What may be read, or read and waiting, now: what the oldest requests lack, as far as there is room for it."""
-        due: dict[Hashable, AdapterKey] = {}
+    def _is_stale(self) -> bool:
+        """Whether `_due` may differ from what it was: the queue is long, and most steps change nothing of it."""
+        return self._has_changed or self._residency != self._cache.residency
+
+    def _find_due(self) -> None:
+        self._due, self._is_full = {}, False
+        self._residency = self._cache.residency
         seen: set[AdapterKey] = set()
         for request in self._demand:
             keys = [key for key, _ in request.adapters if key not in seen]
-            if not keys:
-                continue
             seen.update(keys)
-            absent = self._absent(keys)
-            if due and len(due | absent) > self._max_pending:
-                break
-            due |= absent
-        return due
+            if keys:
+                self._add_to_due(request)
+            if self._is_full:
+                return
+
+    def _add_to_due(self, request: Request) -> dict[Hashable, AdapterKey]:
+        """Let a whole request in, or nobody any more; returns what it lacks, {} where it was not let in."""
+        absent = self._absent(key for key, _ in request.adapters)
+        if self._due and len(self._due | absent) > self._max_pending:
+            self._is_full = True
+            return {}
+        self._due |= absent
+        return absent
 
     def _absent(self, keys: Iterable[AdapterKey]) -> dict[Hashable, AdapterKey]:
         """Those whose adapter is not in the pool. By content where that is known, so that two names are read once."""
@@ -161,14 +183,15 @@ class AdapterLoader:
         for what, key in due.items():
             if len(self._reading) + len(self._images) >= limit:
                 return
-            if what not in self._images and what not in reading:
+            # By key too: its content may have become known since `due` was made.
+            if what not in self._images and what not in reading and key not in self._reading:
                 self._reading[key] = self._readers.submit(self._read, key)
 
-    def _forget_all_but(self, due: Mapping[Hashable, AdapterKey]) -> None:
+    def _forget_all_but_due(self) -> None:
         """Drop what nobody waits for, or only those whose turn comes later, and tables of evicted adapters."""
-        self._images = {what: image for what, image in self._images.items() if what in due}
+        self._images = {what: image for what, image in self._images.items() if what in self._due}
         for what, key in self._absent(self._reading).items():
-            if what not in due and self._reading[key].cancel():
+            if what not in self._due and self._reading[key].cancel():
                 del self._reading[key]
         for identity in [i for i in self.resident if self._cache.pages(i) is None]:
             del self.resident[identity]

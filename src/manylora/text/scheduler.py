@@ -118,13 +118,18 @@ class Scheduler:
         return rejected
 
     def check_fits(self, num_tokens: int, adapter_pages: int = 0) -> None:
-        """Raise CapacityError if tokens and adapters could not fit even in an otherwise empty pool."""
+        """Raise CapacityError if tokens and adapters could not fit even if nobody else ran.
+
+        Args:
+            adapter_pages: of adapters that are not pinned; those that are stand in the pool already.
+        """
         needed = -(-num_tokens // self.memory.page_tokens)
-        total = self.memory.pool.num_pages
-        if needed + adapter_pages > total:
+        total, pinned = self.memory.pool.num_pages, self.memory.adapters.num_pinned_pages
+        if needed + adapter_pages > total - pinned:
             raise CapacityError(
                 f"a request of up to {num_tokens} tokens (prompt and max_tokens) needs {needed} pages and its "
-                f"adapters {adapter_pages}, but the whole pool has {total}; "
+                f"adapters {adapter_pages}, but the whole pool has {total}"
+                f"{f', {pinned} of them pinned' if pinned else ''}; "
                 "ask for fewer tokens or adapters, or give the pool more memory"
             )
 
@@ -219,7 +224,9 @@ class Scheduler:
             weights[entry[0]] = weights.get(entry[0], 0.0) + weight
         sequence.mixture = tuple(sorted(weights.items()))
         try:
-            self.check_fits(sequence.num_prompt + sequence.request.max_tokens, sum(needs.values()))
+            is_pinned = self.memory.adapters.is_pinned
+            adapter_pages = sum(pages for identity, pages in needs.items() if not is_pinned(identity))
+            self.check_fits(sequence.num_prompt + sequence.request.max_tokens, adapter_pages)
         except CapacityError as error:
             self.remove(sequence)
             self._rejected.append((sequence, error))
