@@ -1,7 +1,8 @@
 """Draw the captioned pictures: python -m icons.make_data. The same seed gives the same bytes.
 
 Writes an image folder, `train/` and `held_out/`, each with a metadata.jsonl (file_name, text, what was drawn where).
-`kind` in a row is `single`, `pair`, or, held out only, `new pair`: two subjects that no training picture shows together.
+`kind` in a row is `single`, `pair`, or, held out only, `new pair`: two subjects that no training picture shows
+together.
 """
 
 import argparse

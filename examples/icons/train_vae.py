@@ -32,13 +32,13 @@ NUM_JUDGED = 256
 class VaeTraining:
     """What fixes the VAE's trajectory."""
 
-    num_steps: int = 1100
-    crop_steps: int = 900
+    num_steps: int = 1300
+    crop_steps: int = 1000
     """Steps on crops, the first ones."""
     crop_size: int = 32
     """Pixels of a crop's side."""
     batch: int = 32
-    learning_rate: float = 2e-3
+    learning_rate: float = 1.5e-3
     kl_weight: float = 1e-3
     seed: int = 0
     size: ModelSize = field(default_factory=ModelSize)

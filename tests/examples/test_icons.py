@@ -34,6 +34,15 @@ def _examples_on_the_path():
     sys.path.remove(str(EXAMPLES))
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread():
+    """Networks this small only wait for a second thread."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def part(name):
     return importlib.import_module(f"icons.{name}")
 
@@ -278,7 +287,7 @@ def test_the_loss_falls(latents_folder, tmp_path):
 KILLED = """
 import os, signal, sys, torch
 sys.path.insert(0, sys.argv[1])
-torch.set_num_threads(2)
+torch.set_num_threads(1)
 from pathlib import Path
 from icons.models import ModelSize
 from icons.train_base import BaseRun, BaseTraining
@@ -361,4 +370,5 @@ def test_diffusers_loads_the_exported_base_and_draws_the_same(latents_folder, tm
     ]
     assert drawn[0].shape == (2, 64, 64, 3)
     assert drawn[0].std() > 0.01
-    np.testing.assert_array_equal(drawn[0], drawn[1])
+    # Weights mapped from a file lie at other alignments, which other kernels serve: the last bits differ.
+    np.testing.assert_allclose(drawn[0], drawn[1], atol=1e-5)
