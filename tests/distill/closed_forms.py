@@ -48,14 +48,12 @@ class Mixture:
     def denoised(self, z: Tensor, t: Tensor) -> Denoised:
         """The exact expectation of x0 and epsilon given z [B, D] at t [B]: epsilon = -sigma * grad log p_t(z)."""
         level = SCHEDULE.level(t, z)
-        eye = torch.eye(z.shape[1], dtype=z.dtype)
-        total = (
-            level.signal[..., None] ** 2 * self.covariance + level.sigma[..., None] ** 2 * eye
-        )  # [B, D, D]
-        away = z[:, None] - level.signal[..., None] * self.means  # [B, M, D]
-        solved = torch.linalg.solve(total, away.mT).mT  # [B, M, D]
+        # In the covariance's own axes the diffused covariance is diagonal at every t.
+        variances, axes = torch.linalg.eigh(self.covariance)  # [D], [D, D]
+        away = (z @ axes)[:, None] - level.signal[..., None] * (self.means @ axes)  # [B, M, D]
+        solved = away / (level.signal**2 * variances + level.sigma**2)[:, None]  # [B, M, D]
         share = (self.weights.log() - 0.5 * (away * solved).sum(-1)).softmax(-1)  # [B, M]
-        epsilon = level.sigma * (share[..., None] * solved).sum(1)
+        epsilon = level.sigma * ((share[..., None] * solved).sum(1) @ axes.mT)
         return Denoised((z - level.sigma * epsilon) / level.signal, epsilon)
 
 
