@@ -15,3 +15,4 @@ python=${PYTHON:-python}
 "$python" -m icons.latents
 "$python" -u -m icons.train_base "$@"
 "$python" -m icons.export
+"$python" -m icons.gate

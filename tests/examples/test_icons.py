@@ -372,3 +372,33 @@ def test_diffusers_loads_the_exported_base_and_draws_the_same(latents_folder, tm
     assert drawn[0].std() > 0.01
     # Weights mapped from a file lie at other alignments, which other kernels serve: the last bits differ.
     np.testing.assert_allclose(drawn[0], drawn[1], atol=1e-5)
+
+
+def test_the_gate_is_closed_where_few_steps_equal_many_and_open_where_they_do_not():
+    gate = part("gate")
+
+    def rows(low):
+        return [gate.GateRow(steps, 1.0, low + 0.01, low, low + 0.02, 8) for steps in (1, 2, 4, 8)]
+
+    assert gate.is_open(rows(0.05), bound=0.02)
+    assert not gate.is_open(rows(0.001), bound=0.02)
+    assert gate.is_open([*rows(0.05)[:3], gate.GateRow(8, 1.0, 0.0, 0.0, 0.0, 8)], bound=0.02)
+
+
+def test_the_gate_measures_nothing_where_nothing_differs():
+    """Many steps against as many: the same noise gives the same latents. Fewer steps give others."""
+    gate, student = part("gate"), tiny_student()
+    pipeline = student.pipeline(part("models").make_vae(part("models").ModelSize(**TINY)).eval())
+    measured = gate.measure(pipeline, ["a cat", "a dog and a hat"], (1.0, 2.5), many_steps=8)
+    by_steps = {(row.steps, row.guidance): row.latent_mse for row in measured}
+    assert by_steps[8, 1.0] == by_steps[8, 2.5] == 0.0
+    assert min(by_steps[steps, guidance] for steps in (1, 2, 4) for guidance in (1.0, 2.5)) > 0
+
+
+def test_the_interval_holds_the_mean_and_narrows_with_more_pictures():
+    interval = part("gate").mean_interval
+    values = np.random.default_rng(0).exponential(size=400)
+    low, high = interval(values)
+    few_low, few_high = interval(values[:25])
+    assert low < values.mean() < high
+    assert high - low < 0.5 * (few_high - few_low)
