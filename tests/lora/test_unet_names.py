@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from manylora.errors import AdapterFormatError
 from manylora.lora.diffusers_keys import diffusers_name, parse_diffusers
 from manylora.lora.kohya_keys import Layout, kohya_name, layout_of, parse_kohya
 from manylora.lora.unet_names import TEXT_WORDS, UNET_WORDS, from_stability, to_stability
@@ -113,3 +116,19 @@ def test_text_encoders_have_one_name_each() -> None:
                 f"text_encoder{component}.{inside}",
                 "alpha",
             )
+
+
+@given(st.lists(st.sampled_from([*sorted(UNET_WORDS), "0", "1", "12", "x", "", "9" * 5000]), max_size=8))
+def test_no_name_breaks_the_parsers(words: list[str]) -> None:
+    site, flat = ".".join(words), "_".join(words)
+    for name in (f"lora_unet_{flat}.alpha", f"lora_te_{flat}.alpha", f"lora_unet_{flat}", flat):
+        parse_kohya(name)
+    parse_diffusers(f"unet.{site}.lora.down.weight")
+    stability = to_stability(site)
+    assert stability is None or from_stability(stability) == site
+    for layout in get_args(Layout):
+        try:
+            name = kohya_name(site, layout)
+        except AdapterFormatError:
+            continue
+        assert parse_kohya(f"{name}.alpha") == (site, "alpha")

@@ -1,7 +1,7 @@
 """What diffusers notes beside the tensors: PEFT's config of each component, keys prefixed with the component's name.
 
-Without it diffusers takes alpha = rank. Source: `LORA_ADAPTER_METADATA_KEY` in diffusers' loaders/lora_base.py (since
-0.34; older versions ignore it).
+Without it, and in older versions, diffusers takes alpha = rank. Source: `LORA_ADAPTER_METADATA_KEY` in diffusers'
+loaders/lora_base.py.
 """
 
 from __future__ import annotations

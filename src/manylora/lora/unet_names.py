@@ -81,6 +81,8 @@ def to_stability(site: str) -> str | None:
 
 
 def _in_stage(site: str) -> str | None:
+    if not re.match(r"mid_block\.|(down|up)_blocks\.[0-9]{1,4}\.[a-z]+\.[0-9]{1,4}\.", site):
+        return None
     match site.split("."):
         case ["mid_block", kind, number, *rest] if f"{kind}.{number}" in _MIDDLE:
             return f"middle_block_{_MIDDLE.index(f'{kind}.{number}')}_{_inside(kind, rest)}"
@@ -109,7 +111,7 @@ def from_stability(flat: str) -> str | None:
         return _SITE_OUTSIDE[flat]
     if middle := re.fullmatch(r"middle_block_([012])_(.+)", flat):
         return _path("mid_block", _MIDDLE[int(middle[1])], middle[2])
-    numbered = re.fullmatch(r"(input|output)_blocks_(\d+)_([012])_(.+)", flat)
+    numbered = re.fullmatch(r"(input|output)_blocks_([0-9]{1,4})_([012])_(.+)", flat)
     if numbered is None:
         return None
     row, place, rest = int(numbered[2]), int(numbered[3]), numbered[4]
