@@ -24,18 +24,21 @@ def solver_index(t: Tensor) -> Tensor:
 class AffineStudent(nn.Module):
     """One affine map of z for each solver step, and if asked one of w: holds the flow of Gaussians exactly."""
 
-    def __init__(self, num_dims: int, conditioned_on_w: bool = False) -> None:
+    def __init__(self, num_dims: int, mean_w: float | None = None) -> None:
         super().__init__()
+        self.mean_w = (
+            mean_w or 0.0
+        )  # w enters less its mean, or slope and offset would learn against each other
         self.matrix = nn.Parameter(torch.zeros(NUM_SOLVER_STEPS, num_dims, num_dims, dtype=torch.float64))
         self.offset = nn.Parameter(torch.zeros(NUM_SOLVER_STEPS, num_dims, dtype=torch.float64))
         self.by_w = nn.Parameter(
-            torch.zeros(NUM_SOLVER_STEPS, num_dims, dtype=torch.float64), requires_grad=conditioned_on_w
+            torch.zeros(NUM_SOLVER_STEPS, num_dims, dtype=torch.float64), requires_grad=mean_w is not None
         )
 
     def forward(self, z: Tensor, t: Tensor, condition: None, w: Tensor) -> Tensor:
         index = solver_index(t)
         affine = (self.matrix[index] @ z[..., None])[..., 0] + self.offset[index]
-        return affine + w[:, None] * self.by_w[index]
+        return affine + (w - self.mean_w)[:, None] * self.by_w[index]
 
 
 class GridStudent(nn.Module):
