@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 CACHE := $(HOME)/.cache/manylora
 MODEL := $(CACHE)/models/SmolLM2-135M-Instruct/model.gguf
 
-.PHONY: demo test check bench show-core model install clean help
+.PHONY: demo test check bench show-core icons model install clean help
 
 help:
 	@echo "make demo       install, then answer chat prompts, each with its own adapter or mixture out of 1,000"
@@ -14,6 +14,7 @@ help:
 	@echo "make check      ruff and mypy"
 	@echo "make bench      time the text engine beside transformers and PEFT (20 minutes; needs an idle machine)"
 	@echo "make show-core  show that the core keeps its promises: a line for each, with figure and bound"
+	@echo "make icons      draw the icons and train the small text-to-image base model (two hours; resumes)"
 	@echo "make clean      remove what these made, the demo's 996 generated adapters included"
 
 install: $(VENV)/installed
@@ -48,6 +49,9 @@ check: install
 bench: install model
 	$(BIN)/manylora bench text --model smollm2-135m-instruct --adapters 128 --requests 128 \
 	    --prompt-tokens 64 --output-tokens 64 --peer transformers,peft
+
+icons: install
+	PYTHON=$(abspath $(BIN)/python) examples/icons/run.sh
 
 show-core: install model
 	$(BIN)/python scripts/show_core.py

@@ -13,7 +13,9 @@ from manylora.version import __version__
 
 if TYPE_CHECKING:
     from manylora.lora.adapter import Adapter, LoraPair
+    from manylora.lora.components import components
     from manylora.lora.compose import Composition, compose
+    from manylora.lora.convert import load_adapter, save_adapter
     from manylora.lora.formats import load_peft, save_peft
     from manylora.lora.library import Library
     from manylora.lora.mixture import Mixture
@@ -30,8 +32,11 @@ _HOME = {
     "LoraPair": "lora.adapter",
     "Mixture": "lora.mixture",
     "Library": "lora.library",
+    "load_adapter": "lora.convert",
+    "save_adapter": "lora.convert",
     "load_peft": "lora.formats",
     "save_peft": "lora.formats",
+    "components": "lora.components",
     "compose": "lora.compose",
     "Composition": "lora.compose",
     "attach": "models.attach",
@@ -51,8 +56,11 @@ __all__ = [
     "LoraPair",
     "Mixture",
     "Library",
+    "load_adapter",
+    "save_adapter",
     "load_peft",
     "save_peft",
+    "components",
     "compose",
     "Composition",
     "attach",
