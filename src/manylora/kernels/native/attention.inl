@@ -3,7 +3,6 @@
 // A row's sums run over its tokens in order, whatever else is in the batch.
 #pragma once
 
-#include <type_traits>
 #include <vector>
 
 #include "parallel.hpp"
@@ -13,80 +12,80 @@ namespace manylora::MANYLORA_ISA {
 
 constexpr int kQueries = 4;       // queries that share each key and value that is read
 constexpr int kTaskQueries = 32;  // queries of a task
-constexpr int64_t kAhead = 8;     // tokens between what is read and what is fetched from memory meanwhile
 
-// The keys or values of one head of one sequence, token by token.
+// The keys, or the values, of one sequence.
 template <class T>
 struct Tokens {
   const uint8_t* plane;
   const int32_t* pages;
-  int64_t page_bytes, page_tokens, token_dim, head_dim, head_offset;
+  int64_t page_bytes, page_tokens, token_dim;
 
-  // Calls use(token, pointer to head_dim elements, count) for tokens begin..end, `count` neighbours of a page at a time,
-  // token_dim elements apart; count is kMany as often as possible, else 1, and known to the compiler.
-  template <int kMany, class Use>
-  void each(int64_t begin, int64_t end, const Use& use) const {
-    while (begin < end) {
-      const int64_t page = begin / page_tokens;
-      const int64_t stop = (page + 1) * page_tokens < end ? (page + 1) * page_tokens : end;
-      const T* at = address(begin);
-      if (stop < end) prefetch(address(stop), kAhead < end - stop ? kAhead : end - stop);
-      for (; begin + kMany <= stop; begin += kMany, at += kMany * token_dim) {
-        prefetch(at + kAhead * token_dim, kMany);
-        use(begin, at, std::integral_constant<int, kMany>{});
-      }
-      for (; begin < stop; begin++, at += token_dim) use(begin, at, std::integral_constant<int, 1>{});
+  // Calls use(first, last, elements of the first, elements that are read next) for the tokens 0..end, those of a page
+  // together. `after`: what is read after the last page, or nullptr.
+  template <class Use>
+  void each_page(int64_t end, const T* after, const Use& use) const {
+    for (int64_t first = 0; first < end; first += page_tokens) {
+      const int64_t last = first + page_tokens < end ? first + page_tokens : end;
+      use(first, last, address(first), last < end ? address(last) : after);
     }
   }
 
-  const T* address(int64_t token) const {
-    const int64_t page = token / page_tokens;
-    return reinterpret_cast<const T*>(plane + pages[page] * page_bytes) + (token - page * page_tokens) * token_dim +
-           head_offset;
+  const T* address(int64_t first_of_page) const {
+    return reinterpret_cast<const T*>(plane + pages[first_of_page / page_tokens] * page_bytes);
   }
 
-  // One head of many tokens is a row of short pieces, which the processor does not foresee.
-  void prefetch(const T* from, int64_t tokens) const {
-    for (int64_t i = 0; i < tokens; i++)
-      for (int64_t d = 0; d < head_dim; d += 64 / static_cast<int64_t>(sizeof(T)))
-        __builtin_prefetch(from + i * token_dim + d);
+  // Has one head of a page brought into cache, to be read once: which page comes next, the processor cannot know.
+  void prefetch_head(const T* page, int64_t head_offset, int64_t head_dim) const {
+    if (page == nullptr) return;
+    constexpr int64_t kMost = 32, kLine = 64 / sizeof(T);  // in a longer page it has seen the pattern
+    for (int64_t i = 0; i < page_tokens && i < kMost; i++)
+      for (int64_t d = 0; d < head_dim; d += kLine) __builtin_prefetch(page + i * token_dim + head_offset + d, 0, 0);
   }
 };
 
 // N queries (rows and heads) that read the same key head.
 template <int N>
 struct Queries {
+  int64_t head_offset;  // of the key head within a token
   const float* q[N];
   float* out[N];
   int64_t visible[N];  // tokens that each may see, not falling
 };
 
-template <class T, int N>
-static void score(const Queries<N>& queries, const Tokens<T>& keys, int64_t head_dim, float scale, float* scores,
-                  int64_t stride) {
-  keys.template each<4>(0, queries.visible[N - 1], [&](int64_t token, const T* key, auto count) {
-    constexpr int kCount = decltype(count)::value;
-    Vec total[N][kCount] = {};
-    const auto accumulate = [&](const auto& load_at) {
-      Vec k[kCount];
-      for (int i = 0; i < kCount; i++) k[i] = load_at(key + i * keys.token_dim);
-      for (int n = 0; n < N; n++) {
-        const Vec q = load_at(queries.q[n]);
-        for (int i = 0; i < kCount; i++) total[n][i] += q * k[i];
-      }
-    };
-    int64_t d = 0;
-    for (; d + kLanes <= head_dim; d += kLanes) accumulate([d](const auto* from) { return load(from + d); });
-    if (d < head_dim) accumulate([=](const auto* from) { return load_part(from + d, head_dim - d); });
+// scores[n][token] = scale * q[n] . key for the tokens first..last of a page.
+template <class T, int N, int kCount>
+static void score_tokens(const Queries<N>& queries, const T* key, int64_t token_dim, int64_t head_dim, float scale,
+                         float* scores, int64_t stride) {
+  Vec total[N][kCount] = {};
+  const auto accumulate = [&](const auto& load_at) {
+    Vec k[kCount];
+    for (int i = 0; i < kCount; i++) k[i] = load_at(key + i * token_dim);
     for (int n = 0; n < N; n++) {
-      float* to = scores + n * stride + token;
-      if constexpr (kCount == 4)
-        sum_four(total[n], to);
-      else
-        to[0] = sum(total[n][0]);
-      for (int i = 0; i < kCount; i++) to[i] *= scale;
+      const Vec q = load_at(queries.q[n]);
+      for (int i = 0; i < kCount; i++) total[n][i] += q * k[i];
     }
-  });
+  };
+  int64_t d = 0;
+  for (; d + kLanes <= head_dim; d += kLanes) accumulate([d](const auto* from) { return load(from + d); });
+  if (d < head_dim) accumulate([=](const auto* from) { return load_part(from + d, head_dim - d); });
+  for (int n = 0; n < N; n++) {
+    float* to = scores + n * stride;
+    if constexpr (kCount == 4)
+      sum_four(total[n], to);
+    else
+      to[0] = sum(total[n][0]);
+    for (int i = 0; i < kCount; i++) to[i] *= scale;
+  }
+}
+
+template <class T, int N>
+static void score_page(const Queries<N>& queries, int64_t first, int64_t last, const T* keys, int64_t token_dim,
+                       int64_t head_dim, float scale, float* scores, int64_t stride) {
+  const T* key = keys + queries.head_offset;
+  for (; first + 4 <= last; first += 4, key += 4 * token_dim)
+    score_tokens<T, N, 4>(queries, key, token_dim, head_dim, scale, scores + first, stride);
+  for (; first < last; first++, key += token_dim)
+    score_tokens<T, N, 1>(queries, key, token_dim, head_dim, scale, scores + first, stride);
 }
 
 // Replaces scores by e^(score - largest) and returns their sum. `scores` has room for whole vectors.
@@ -105,102 +104,125 @@ static float exponentiate(float* scores, int64_t count) {
   return sum(total);
 }
 
-// out[n] = sum over tokens of weight[n][token] * value / sum of weights, for columns d..d + C vectors.
-template <class T, int N, int C>
-static void weigh(const Queries<N>& queries, const Tokens<T>& values, int64_t d, const float* weights, int64_t stride,
-                  const float* sums) {
-  Vec total[N][C] = {};
-  values.template each<1>(0, queries.visible[0], [&](int64_t token, const T* value, auto) {
+// out[n][columns] += sum over the tokens first..last of a page of weights[n][token] * value[columns]; C vectors of
+// columns from d on, the last of which has `width` columns only.
+template <class T, int N, int C, bool kPart>
+static void weigh_columns(const Queries<N>& queries, int64_t first, int64_t last, const T* value, int64_t token_dim,
+                          int64_t d, int64_t width, const float* weights, int64_t stride) {
+  const auto take = [&](const auto* from) { return kPart ? load_part(from, width) : load(from); };
+  Vec total[N][C];
+  for (int n = 0; n < N; n++)
+    for (int c = 0; c < C; c++) total[n][c] = take(queries.out[n] + d + c * kLanes);
+  value += d;
+  const int64_t common = queries.visible[0] < last ? queries.visible[0] : last;  // tokens that all queries see
+  for (int64_t token = first; token < common; token++, value += token_dim) {
     Vec v[C];
-    for (int c = 0; c < C; c++) v[c] = load(value + d + c * kLanes);
+    for (int c = 0; c < C; c++) v[c] = take(value + c * kLanes);
     for (int n = 0; n < N; n++) {
       const Vec weight = broadcast(weights[n * stride + token]);
       for (int c = 0; c < C; c++) total[n][c] += weight * v[c];
     }
-  });
-  for (int n = 0; n < N; n++) {
-    // What a later row sees and the first does not.
-    values.template each<1>(queries.visible[0], queries.visible[n], [&](int64_t token, const T* value, auto) {
-      const Vec weight = broadcast(weights[n * stride + token]);
-      for (int c = 0; c < C; c++) total[n][c] += weight * load(value + d + c * kLanes);
-    });
-    for (int c = 0; c < C; c++) store(queries.out[n] + d + c * kLanes, total[n][c] / sums[n]);
   }
+  for (int64_t token = first < common ? common : first; token < last; token++, value += token_dim)
+    for (int n = 0; n < N; n++)
+      if (token < queries.visible[n]) {
+        const Vec weight = broadcast(weights[n * stride + token]);
+        for (int c = 0; c < C; c++) total[n][c] += weight * take(value + c * kLanes);
+      }
+  for (int n = 0; n < N; n++)
+    for (int c = 0; c < C; c++) {
+      float* to = queries.out[n] + d + c * kLanes;
+      kPart ? store_part(to, total[n][c], width) : store(to, total[n][c]);
+    }
 }
 
 template <class T, int N>
-static void weigh_rest(const Queries<N>& queries, const Tokens<T>& values, int64_t d, int64_t head_dim,
-                       const float* weights, int64_t stride, const float* sums) {
-  for (int n = 0; n < N; n++) {
-    Vec total = {};
-    values.template each<1>(0, queries.visible[n], [&](int64_t token, const T* value, auto) {
-      total += broadcast(weights[n * stride + token]) * load_part(value + d, head_dim - d);
-    });
-    store_part(queries.out[n] + d, total / sums[n], head_dim - d);
-  }
-}
-
-template <class T, int N>
-static void attend_together(const Queries<N>& queries, const Tokens<T>& keys, const Tokens<T>& values,
-                            int64_t head_dim, float scale) {
-  static thread_local std::vector<float> scores;
-  const int64_t stride = (queries.visible[N - 1] / kLanes + 1) * kLanes;
-  if (scores.size() < static_cast<size_t>(N * stride)) scores.resize(N * stride);
-  score<T, N>(queries, keys, head_dim, scale, scores.data(), stride);
-  float sums[N];
-  for (int n = 0; n < N; n++) sums[n] = exponentiate(scores.data() + n * stride, queries.visible[n]);
+static void weigh_page(const Queries<N>& queries, int64_t first, int64_t last, const T* values, int64_t token_dim,
+                       int64_t head_dim, const float* weights, int64_t stride) {
+  const T* value = values + queries.head_offset;
   int64_t d = 0;
   for (; d + 4 * kLanes <= head_dim; d += 4 * kLanes)
-    weigh<T, N, 4>(queries, values, d, scores.data(), stride, sums);
-  for (; d + kLanes <= head_dim; d += kLanes) weigh<T, N, 1>(queries, values, d, scores.data(), stride, sums);
-  if (d < head_dim) weigh_rest<T, N>(queries, values, d, head_dim, scores.data(), stride, sums);
+    weigh_columns<T, N, 4, false>(queries, first, last, value, token_dim, d, 0, weights, stride);
+  for (; d + kLanes <= head_dim; d += kLanes)
+    weigh_columns<T, N, 1, false>(queries, first, last, value, token_dim, d, 0, weights, stride);
+  if (d < head_dim)
+    weigh_columns<T, N, 1, true>(queries, first, last, value, token_dim, d, head_dim - d, weights, stride);
+}
+
+// Several key heads, N queries of each: page after page, so that the keys and values of a token are read at once.
+template <class T, int N>
+static void attend_together(const std::vector<Queries<N>>& heads, const Tokens<T>& keys, const Tokens<T>& values,
+                            int64_t head_dim, float scale) {
+  static thread_local std::vector<float> scores, sums;
+  const int64_t visible = heads[0].visible[N - 1];
+  const int64_t stride = (visible / kLanes + 1) * kLanes, count = static_cast<int64_t>(heads.size());
+  if (scores.size() < static_cast<size_t>(count * N * stride)) scores.resize(count * N * stride);
+  sums.resize(count * N);
+  const auto of = [&](int64_t head) { return scores.data() + head * N * stride; };
+
+  keys.each_page(visible, values.address(0), [&](int64_t first, int64_t last, const T* page, const T* next) {
+    for (int64_t h = 0; h < count; h++) {
+      keys.prefetch_head(next, heads[h].head_offset, head_dim);
+      score_page<T, N>(heads[h], first, last, page, keys.token_dim, head_dim, scale, of(h), stride);
+    }
+  });
+  for (int64_t h = 0; h < count; h++)
+    for (int n = 0; n < N; n++) {
+      sums[h * N + n] = exponentiate(of(h) + n * stride, heads[h].visible[n]);
+      std::memset(heads[h].out[n], 0, head_dim * sizeof(float));
+    }
+  values.each_page(visible, nullptr, [&](int64_t first, int64_t last, const T* page, const T* next) {
+    for (int64_t h = 0; h < count; h++) {
+      values.prefetch_head(next, heads[h].head_offset, head_dim);
+      weigh_page<T, N>(heads[h], first, last, page, values.token_dim, head_dim, of(h), stride);
+    }
+  });
+  for (int64_t h = 0; h < count; h++)
+    for (int n = 0; n < N; n++)
+      for (int64_t d = 0; d < head_dim; d++) heads[h].out[n][d] /= sums[h * N + n];
 }
 
 struct AttendTask {
-  int64_t sequence, kv_head, first_query;
+  int64_t sequence, first_head, last_head, first_query;  // query i of a head: row i / group, i % group of the head's
 };
 
-template <class T>
-static void attend_task(const AttendTask& task, Rows q, Rows out, int64_t num_heads, const KvPlane& plane,
-                        const Sequences& sequences, float scale) {
-  const int64_t group = num_heads / plane.num_kv_heads;
+// Queries first..first + N of each key head of the task.
+template <class T, int N>
+static void attend_queries(const AttendTask& task, int64_t first, Rows q, Rows out, int64_t group,
+                           const KvPlane& plane, const Sequences& sequences, float scale) {
+  static thread_local std::vector<Queries<N>> heads;
   const int64_t first_row = sequences.query_start[task.sequence];
   const int64_t num_new = sequences.query_start[task.sequence + 1] - first_row;
-  const int64_t hidden_from_first = num_new - 1;  // tokens of the context that the first new one may not see
-  const int32_t* pages = sequences.block_table + task.sequence * sequences.table_width;
-  const int64_t token_dim = plane.num_kv_heads * plane.head_dim;
-  const Tokens<T> keys{plane.keys, pages, plane.page_bytes, plane.page_tokens, token_dim,
-                       plane.head_dim, task.kv_head * plane.head_dim};
-  Tokens<T> values = keys;
-  values.plane = plane.values;
-
-  const auto fill = [&](auto& queries, int64_t query, int count) {
-    for (int n = 0; n < count; n++) {
-      const int64_t row = (query + n) / group;
-      const int64_t column = (task.kv_head * group + (query + n) % group) * plane.head_dim;
+  heads.resize(task.last_head - task.first_head);
+  for (int64_t h = task.first_head; h < task.last_head; h++)
+    for (int n = 0; n < N; n++) {
+      const int64_t row = (first + n) / group;
+      const int64_t column = (h * group + (first + n) % group) * plane.head_dim;
+      Queries<N>& queries = heads[h - task.first_head];
+      queries.head_offset = h * plane.head_dim;
       queries.q[n] = q.data + (first_row + row) * q.stride + column;
       queries.out[n] = out.data + (first_row + row) * out.stride + column;
-      queries.visible[n] = sequences.context_len[task.sequence] - hidden_from_first + row;
+      queries.visible[n] = sequences.context_len[task.sequence] - num_new + row + 1;
     }
-  };
-  const int64_t all = num_new * group;
+  const int32_t* pages = sequences.block_table + task.sequence * sequences.table_width;
+  const int64_t token_dim = plane.num_kv_heads * plane.head_dim;
+  const Tokens<T> keys{plane.keys, pages, plane.page_bytes, plane.page_tokens, token_dim};
+  const Tokens<T> values{plane.values, pages, plane.page_bytes, plane.page_tokens, token_dim};
+  attend_together<T, N>(heads, keys, values, plane.head_dim, scale);
+}
+
+template <class T>
+static void attend_task(const AttendTask& task, Rows q, Rows out, int64_t group, const KvPlane& plane,
+                        const Sequences& sequences, float scale) {
+  const int64_t all = (sequences.query_start[task.sequence + 1] - sequences.query_start[task.sequence]) * group;
   const int64_t last = task.first_query + kTaskQueries < all ? task.first_query + kTaskQueries : all;
   int64_t query = task.first_query;
-  for (; query + kQueries <= last; query += kQueries) {
-    Queries<kQueries> four;
-    fill(four, query, kQueries);
-    attend_together<T, kQueries>(four, keys, values, plane.head_dim, scale);
-  }
-  if (query + 3 == last) {
-    Queries<3> three;
-    fill(three, query, 3);
-    attend_together<T, 3>(three, keys, values, plane.head_dim, scale);
-    return;
-  }
-  for (; query < last; query++) {
-    Queries<1> one;
-    fill(one, query, 1);
-    attend_together<T, 1>(one, keys, values, plane.head_dim, scale);
+  for (; query + kQueries <= last; query += kQueries)
+    attend_queries<T, kQueries>(task, query, q, out, group, plane, sequences, scale);
+  switch (last - query) {
+    case 3: return attend_queries<T, 3>(task, query, q, out, group, plane, sequences, scale);
+    case 2: return attend_queries<T, 2>(task, query, q, out, group, plane, sequences, scale);
+    case 1: return attend_queries<T, 1>(task, query, q, out, group, plane, sequences, scale);
   }
 }
 
@@ -210,16 +232,21 @@ static void attend(Rows q, Rows out, int64_t num_heads, KvPlane plane, Sequences
   const int64_t group = num_heads / plane.num_kv_heads;
   for (int64_t i = 0; i < sequences.count; i++) {
     const int64_t all = (sequences.query_start[i + 1] - sequences.query_start[i]) * group;
+    // A decode is bound by memory: all heads of a token at once. A chunk is bound by arithmetic, and its keys stay in
+    // cache: a head at a time. Few sequences are shared out by heads to give every thread something.
+    const bool together = all <= kQueries && sequences.count >= 2 * threads;
+    const int64_t heads = together ? plane.num_kv_heads : 1;
     // From the end of a chunk to its beginning: the last queries see most and take longest.
     for (int64_t first = (all - 1) / kTaskQueries * kTaskQueries; all > 0 && first >= 0; first -= kTaskQueries)
-      for (int64_t head = 0; head < plane.num_kv_heads; head++) tasks.push_back({i, head, first});
+      for (int64_t head = 0; head < plane.num_kv_heads; head += heads)
+        tasks.push_back({i, head, head + heads, first});
   }
   const AttendTask* task_list = tasks.data();
   parallel_for(static_cast<int64_t>(tasks.size()), threads, [=](int64_t i) {
     switch (plane.dtype) {
-      case DType::kFloat32: return attend_task<float>(task_list[i], q, out, num_heads, plane, sequences, scale);
-      case DType::kBFloat16: return attend_task<BFloat16>(task_list[i], q, out, num_heads, plane, sequences, scale);
-      case DType::kHalf: return attend_task<Half>(task_list[i], q, out, num_heads, plane, sequences, scale);
+      case DType::kFloat32: return attend_task<float>(task_list[i], q, out, group, plane, sequences, scale);
+      case DType::kBFloat16: return attend_task<BFloat16>(task_list[i], q, out, group, plane, sequences, scale);
+      case DType::kHalf: return attend_task<Half>(task_list[i], q, out, group, plane, sequences, scale);
     }
   });
 }
