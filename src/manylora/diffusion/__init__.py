@@ -14,9 +14,24 @@ from manylora.diffusion.guidance import (
     guided_denoiser,
 )
 from manylora.diffusion.prediction import Denoised, Prediction, denoised_from, output_from
-from manylora.diffusion.sampling import NoiseSource, SamplingStep, last_latent, lcm_sample, solve
+from manylora.diffusion.sampling import (
+    NoiseSource,
+    SamplingStep,
+    last_latent,
+    lcm_sample,
+    solve,
+    unipc_sample,
+)
 from manylora.diffusion.schedule import NoiseLevel, NoiseSchedule, add_noise, clean_level
-from manylora.diffusion.solvers import PastStep, Solver, ddim_step, dpm_solver_pp_2m_step, euler_step
+from manylora.diffusion.solvers import (
+    PastStep,
+    Solver,
+    StepStart,
+    ddim_step,
+    dpm_solver_pp_2m_step,
+    euler_step,
+    unipc_correction,
+)
 from manylora.diffusion.timesteps import (
     landing_grid,
     lcm_timesteps,
@@ -48,14 +63,17 @@ __all__ = [
     "started_by",
     "Solver",
     "PastStep",
+    "StepStart",
     "ddim_step",
     "euler_step",
     "dpm_solver_pp_2m_step",
+    "unipc_correction",
     "boundary_scalings",
     "consistency",
     "NoiseSource",
     "SamplingStep",
     "solve",
+    "unipc_sample",
     "lcm_sample",
     "last_latent",
 ]

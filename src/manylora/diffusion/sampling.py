@@ -17,7 +17,13 @@ from torch import Tensor
 from manylora.diffusion.consistency import consistency
 from manylora.diffusion.guidance import Denoiser
 from manylora.diffusion.schedule import NoiseLevel, NoiseSchedule, add_noise
-from manylora.diffusion.solvers import PastStep, Solver
+from manylora.diffusion.solvers import (
+    PastStep,
+    Solver,
+    StepStart,
+    dpm_solver_pp_2m_step,
+    unipc_correction,
+)
 from manylora.errors import ConfigError
 
 _FEW_STEPS = 15  # below this diffusers' DPM-Solver++ lets the last step look at no past, which steadies it
@@ -63,6 +69,41 @@ def solve(
         now = denoise(z, _rows(t, z))
         z = solver(z, now, levels[i], levels[i + 1], None if _first_order(i, levels) else past)
         past = PastStep(now.x0, levels[i])
+        yield SamplingStep(t, now.x0, z)
+
+
+def unipc_sample(
+    denoise: Denoiser,
+    schedule: NoiseSchedule,
+    z: Tensor,
+    timesteps: Sequence[int],
+    *,
+    end: NoiseLevel | None = None,
+) -> Iterator[SamplingStep]:
+    """Follow the probability-flow ODE with UniPC-2: each step is corrected with what the network says at its end.
+
+    The correction costs no call: the network is asked there anyway, for the next step. So the last step has none.
+
+    Args:
+        z: [B, ...] latent at timesteps[0].
+        timesteps: falling.
+        end: level after the last step; None for that of timestep 0, as in `solve`.
+    Source:
+        UniPC (Zhao et al. 2023), algorithm 1; equal to diffusers' UniPCMultistepScheduler, whose last step is of
+        first order always.
+    """
+    _refuse_not_falling(timesteps)
+    start: StepStart | None = None
+    levels = [schedule.level(_rows(t, z), z) for t in timesteps]
+    levels.append(schedule.level(_rows(0, z), z) if end is None else end)
+    for i, t in enumerate(timesteps):
+        now = denoise(z, _rows(t, z))
+        if start is not None:
+            z = unipc_correction(start, now.x0, levels[i])
+        is_last = i == len(timesteps) - 1
+        past = None if start is None or is_last else PastStep(start.x0, start.level)
+        start = StepStart(z, now.x0, levels[i], past)
+        z = dpm_solver_pp_2m_step(z, now, levels[i], levels[i + 1], past)
         yield SamplingStep(t, now.x0, z)
 
 
