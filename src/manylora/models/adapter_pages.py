@@ -100,7 +100,12 @@ class AdapterPages:
     def write(self, image: AdapterImage, page_ids: Sequence[int]) -> ResidentAdapter:
         """Copy an image into the given pages of the pool."""
         ids = np.asarray(page_ids, dtype=np.int64)
-        self.pages[torch.from_numpy(ids).to(self.pages.device)] = image.pages.to(self.pages.device)
+        if self.pages.device.type == "cpu":
+            # By numpy, on this thread alone: torch would spread the copy over threads of its own, and the step that is
+            # being computed would wait for each of its threads that was put aside for one of them.
+            self.pages.numpy()[ids] = image.pages.numpy()
+        else:
+            self.pages[torch.from_numpy(ids).to(self.pages.device)] = image.pages.to(self.pages.device)
         return ResidentAdapter(
             image.identity, ids[image.page] * self.page_bytes + image.offset, image.index
         )
@@ -146,8 +151,14 @@ class AdapterPages:
 
 def _bytes_of(rows: Tensor) -> npt.NDArray[np.uint8]:
     """[rows, n] of any dtype as [rows, n * itemsize] bytes."""
-    matrix: npt.NDArray[np.uint8] = rows.contiguous().view(torch.uint8).numpy()
+    # numpy transposes on this thread alone; see `write`.
+    elements = rows.view(_INTEGER_OF_SIZE[rows.itemsize]).numpy()
+    matrix: npt.NDArray[np.uint8] = np.ascontiguousarray(elements).view(np.uint8)
     return matrix
+
+
+_INTEGER_OF_SIZE = {2: torch.int16, 4: torch.int32}
+"""numpy has no bfloat16, and bytes are all that is wanted."""
 
 
 def _dtype_code(adapter: Adapter) -> int:
