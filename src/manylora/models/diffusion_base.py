@@ -39,7 +39,9 @@ class Condition:
 
     embeddings: Tensor  # [N, L, C]
     pooled: Tensor | None = None  # [N, P]  SDXL only
-    time_ids: Tensor | None = None  # [N, 6]  SDXL only: original height, width, crop's top, left, height, width
+    time_ids: Tensor | None = (
+        None  # [N, 6]  SDXL only: original height, width, crop's top, left, height, width
+    )
 
     def __len__(self) -> int:
         return len(self.embeddings)
@@ -62,7 +64,7 @@ class Condition:
     def cat(parts: Sequence[Condition]) -> Condition:
         """Return the rows of all parts one after another."""
         columns = zip(*(part._tensors() for part in parts), strict=True)
-        joined = (None if column[0] is None else torch.cat(column) for column in columns)  # type: ignore[arg-type]
+        joined = (None if column[0] is None else torch.cat(column) for column in columns)
         return Condition(*joined)  # type: ignore[arg-type]
 
     def _tensors(self) -> tuple[Tensor | None, ...]:
@@ -81,7 +83,11 @@ def run_unet(unet: nn.Module, z: Tensor, t: Tensor, condition: Condition) -> Ten
     if condition.pooled is not None:
         added = {"text_embeds": condition.pooled, "time_ids": condition.time_ids}
     output: Tensor = unet(
-        z.to(dtype), t, encoder_hidden_states=condition.embeddings, added_cond_kwargs=added, return_dict=False
+        z.to(dtype),
+        t,
+        encoder_hidden_states=condition.embeddings,
+        added_cond_kwargs=added,
+        return_dict=False,
     )[0]
     return output
 
@@ -121,6 +127,8 @@ class DiffusionBase:
     """Whether no prompt at all is a row of zeros (SDXL's `force_zeros_for_empty_prompt`), not the empty text."""
     path: str
     """The folder or hub id that it was loaded from."""
+    folder: Path
+    """Where its files lie on this machine."""
 
     @property
     def device(self) -> torch.device:
@@ -193,7 +201,8 @@ class DiffusionBase:
         posterior = self.vae.encode(pixels.to(parameter.device, parameter.dtype)).latent_dist
         latents = posterior.mean if generator is None else posterior.sample(generator)
         mean, spread = self._latent_statistics(latents)
-        return (latents.float() - mean) / spread
+        scaled: Tensor = (latents.float() - mean) / spread
+        return scaled
 
     @torch.no_grad()
     def decode_latents(self, latents: Tensor) -> Tensor:
@@ -293,6 +302,7 @@ def load_diffusion_base(
         default_size=_side(parts),
         empty_is_zero=parts.empty_is_zero,
         path=str(source),
+        folder=parts.folder,
     )
 
 

@@ -36,6 +36,7 @@ _HUB_IGNORED = ["*.fp16.*", "*non_ema*", "*openvino*", "*flax*", "*.onnx*"]
 class DiffusionParts:
     """The networks of a pipeline, frozen, on their device."""
 
+    folder: Path
     unet: Any
     vae: Any
     text_encoders: tuple[Any, ...]
@@ -66,6 +67,7 @@ def load_parts(source: str | Path, *, dtype: torch.dtype, device: torch.device) 
         encoders.append(load(transformers.CLIPTextModelWithProjection, "text_encoder_2"))
     vae_config = _read_json(folder / "vae" / "config.json", source)
     parts = DiffusionParts(
+        folder=folder,
         unet=load(diffusers.UNet2DConditionModel, "unet"),
         vae=load(
             diffusers.AutoencoderKL, "vae", torch.float32 if vae_config.get("force_upcast", True) else dtype
@@ -231,9 +233,7 @@ def _read_json(path: Path, source: object) -> dict[str, Any]:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ModelError(
-            f"'{source}': {path.parent.name}/{path.name} cannot be read: {error}"
-        ) from error
+        raise ModelError(f"'{source}': {path.parent.name}/{path.name} cannot be read: {error}") from error
     if not isinstance(values, dict):
         raise ModelError(f"'{source}': {path.name} must be a JSON object, got {type(values).__name__}")
     return values
