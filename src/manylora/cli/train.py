@@ -5,6 +5,7 @@ from typing import Any
 import typer
 
 from manylora.cli.fields import command, value_of
+from manylora.train.image_config import ImageTrainConfig
 from manylora.train.text_config import TextTrainConfig
 
 
@@ -28,3 +29,17 @@ def register(app: typer.Typer) -> None:
         from manylora.train.text import train_text
 
         train_text(TextTrainConfig(**value_of(TextTrainConfig, values)))
+
+    @command(group, "image", ImageTrainConfig)
+    def image(**values: Any) -> None:
+        """Fine-tune a diffusion model's UNet into a LoRA, from captioned pictures: a style, or a subject.
+
+        Writes diffusers' or PEFT's files. Run the same command again to resume a run that was interrupted.
+
+        Example:
+
+            manylora train image --model path/to/pipeline --data pictures --out papercut --rank 8
+        """
+        from manylora.train.image import train_image
+
+        train_image(ImageTrainConfig(**value_of(ImageTrainConfig, values)))

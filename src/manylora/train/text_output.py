@@ -44,9 +44,9 @@ def write_adapter(student: TextStudent, config: TextTrainConfig, record: dict[st
         (aside / "training.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
-def command_line(config: TextTrainConfig) -> str:
-    """Return the command that repeats a run: every setting that differs from its default."""
-    words = ["manylora", "train", "text"]
+def command_line(config: Any, kind: str = "text") -> str:
+    """Return the command that repeats a run: every setting of the dataclass that differs from its default."""
+    words = ["manylora", "train", kind]
     for setting in fields(config):
         value = getattr(config, setting.name)
         if value == setting.default:
