@@ -228,7 +228,8 @@ def test_the_corrected_step_is_a_whole_order_better():
     errors = []
     for num_steps in (32, 64, 128):
         levels = [level_at(-2.5 + 5.5 * i / num_steps) for i in range(num_steps + 1)]
-        z, start = torch.ones(1, 1, dtype=torch.float64), None
+        z = torch.ones(1, 1, dtype=torch.float64)
+        start: StepStart | None = None
         for level, to in pairwise(levels):
             now = gaussian_denoised(z, level)
             if start is not None:
@@ -236,6 +237,7 @@ def test_the_corrected_step_is_a_whole_order_better():
             past = None if start is None else PastStep(start.x0, start.level)
             start = StepStart(z, now.x0, level, past)
             z = dpm_solver_pp_2m_step(z, now, level, to, past)
+        assert start is not None
         z = unipc_correction(start, gaussian_denoised(z, levels[-1]).x0, levels[-1])
         first, last = (
             (level.signal**2 * STD**2 + level.sigma**2) ** 0.5 for level in (levels[0], levels[-1])
