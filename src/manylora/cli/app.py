@@ -2,7 +2,7 @@
 
 import typer
 
-from manylora.cli import adapters, complete, demo, inspect, measure, train
+from manylora.cli import adapters, complete, demo, generate, inspect, measure, train
 
 app = typer.Typer(
     name="manylora",
@@ -16,6 +16,7 @@ app = typer.Typer(
 
 demo.register(app)
 complete.register(app)
+generate.register(app)
 adapters.register(app)
 inspect.register(app)
 train.register(app)
