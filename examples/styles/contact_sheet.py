@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 from icons.image_folder import save_grid
-from icons.scenes import pair_scene, single_scene
+from icons.scenes import SIZE, pair_scene, single_scene
 from icons.vocabulary import SUBJECTS
 
 from styles.folders import STYLES_FOLDER
@@ -31,11 +31,15 @@ def contact_sheet(styles: Sequence[str], path: Path, seed: int = 0) -> None:
     for name in styles:
         drawings = style_drawings(STYLES[name])
         for shown in (*SHOWN, *PAIRS):
+            names = (shown,) if isinstance(shown, str) else shown
+            if not set(names) <= drawings.keys():  # a set may lack a subject
+                pictures.append(np.full((SIZE, SIZE, 3), 255, np.uint8))
+                continue
             rng = random.Random(f"{seed}/{name}/{shown}")
-            if isinstance(shown, str):
-                scene = single_scene(rng, by_name[shown], drawings)
-            else:
-                scene = pair_scene(rng, (by_name[shown[0]], by_name[shown[1]]), drawings)
+            first, *other = (by_name[subject] for subject in names)
+            scene = (
+                pair_scene(rng, (first, *other), drawings) if other else single_scene(rng, first, drawings)
+            )
             pictures.append(draw(scene, STYLES[name], rng))
     save_grid(np.stack(pictures), len(SHOWN) + len(PAIRS), path)
 
