@@ -1,0 +1,351 @@
+"""`manylora distill`: one run, from a base and encoded pictures to a LoRA that needs 1 to 8 steps.
+
+In the run's folder:
+
+    metrics.jsonl         loss, learning rate, gradient norm and seconds of each step; each look's paired distance
+    samples/              a grid each look: the teacher's solver, then the student at each of `sample_steps`
+    checkpoints/          the newest two
+    teacher.safetensors   where the teacher's solver takes the looks' noise
+    loss.png              at the end
+"""
+
+# Shapes: B rows of a batch, P rows of a look; latents are [.., 4, h, w].
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass, fields, replace
+from hashlib import blake2b
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from rich.console import Console
+from safetensors import SafetensorError
+from torch import Tensor
+
+from manylora.diffusion import guidance_weight
+from manylora.distill.board import Board
+from manylora.distill.config import DistillConfig
+from manylora.distill.cost import training_bytes
+from manylora.distill.ema import EmaWeights
+from manylora.distill.learners import DistilledLora, DistilledUnet
+from manylora.distill.networks import AveragedStudent, UnetStudent, UnetTeacher
+from manylora.distill.objective import ConsistencyObjective, Draw
+from manylora.distill.output import refuse_to_replace, write_result
+from manylora.distill.pictures import Pictures, RowOrder, about, batch_of, generator_at
+from manylora.distill.probe import Probe, Sampling, kept_tensor, starting_noise
+from manylora.distill.samples import save_samples
+from manylora.errors import TrainingError
+from manylora.models.diffusion_base import DiffusionBase, load_diffusion_base
+from manylora.training.hardware import describe_environment, make_accelerator
+from manylora.training.loop import LoopConfig, StepRecord, TrainingRun
+from manylora.training.plot import plot_losses
+from manylora.training.progress import with_progress
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+# Settings that say where things go or how often they are looked at: a continued run may change them.
+_NOT_OF_THE_TRAJECTORY = {
+    *("base", "data", "out", "out_dtype", "name", "runs_dir", "base_name", "checkpoint_every", "resume"),
+    *("eval_every", "eval_rows", "sample_steps", "gradient_checkpointing"),
+}
+
+_MAX_SAMPLE_ROWS = 8
+"""Pictures in a grid, however many a look measures."""
+
+
+@dataclass(frozen=True)
+class DistillReport:
+    """What a finished run says of itself; also in distill.json."""
+
+    out: Path
+    run_folder: Path
+    num_steps: int
+    paired_rmse_before: float
+    """One step of the base, unguided and with nothing learnt, against the teacher's solver; latents' spread is 1."""
+    paired_rmse_after: float
+    """One step of the student against the same."""
+    train_seconds: float
+    """Time spent in steps, over all parts of an interrupted run."""
+
+
+def load_base(config: DistillConfig) -> DiffusionBase:
+    """Load the model to distil, where and in the precision that the config says.
+
+    Raises:
+        ModelError: it cannot be loaded.
+    """
+    # What learns must be fp32, and with `full` that is the UNet itself.
+    half = config.precision == "bf16" and not config.full
+    device = make_accelerator(config.device, config.precision).device
+    return load_diffusion_base(config.base, dtype=torch.bfloat16 if half else torch.float32, device=device)
+
+
+def distill(
+    config: DistillConfig, base: DiffusionBase, pictures: Pictures, console: Console | None = None
+) -> DistillReport:
+    """Distil a base and write the result to `config.out`; goes on where an interrupted run of these settings stopped.
+
+    A run that was killed ends with the same bits as one that was not, on the same machine and thread count.
+
+    Args:
+        base: from `load_base`. Its UNet gets the LoRA's layers and is of no other use afterwards.
+        pictures: encoded by this base at `config.size`.
+        console: for notes and the progress bar; stderr by default.
+    Raises:
+        ConfigError: settings that contradict each other, the model, or the run that is to be continued.
+        TrainingError: loss or gradient is not finite, or the disk is full; the last good checkpoint is kept.
+    """
+    console = console or Console(stderr=True)
+    refuse_to_replace(config.out)
+    with _disk_errors(config):
+        distillation = Distillation(config, base, pictures, console)
+        distillation.begin()
+        records = distillation.steps()
+        for _ in with_progress(
+            records,
+            title=config.out.name,
+            done=distillation.run.step,
+            num_steps=config.num_steps,
+            console=console,
+        ):
+            pass
+        report = distillation.finish()
+    console.print(
+        f"{config.out}: one step's distance to the teacher {report.paired_rmse_before:.3f} -> "
+        f"{report.paired_rmse_after:.3f} after {report.num_steps} steps, {report.train_seconds:.0f} s; "
+        f"metrics and samples in {report.run_folder}",
+        soft_wrap=True,
+    )
+    return report
+
+
+class Distillation:
+    """One run: what learns, its teacher, its data and its folder."""
+
+    def __init__(
+        self, config: DistillConfig, base: DiffusionBase, pictures: Pictures, console: Console
+    ) -> None:
+        self.config, self.pictures, self.console = config, pictures, console
+        self.base_hash = base.content_hash()
+        self.accelerator: Accelerator = make_accelerator(config.device, config.precision)
+        size = config.size or base.default_size
+        self.latent_shape = base.latent_shape(size, size)
+        unconditional = base.unconditional(height=size, width=size)
+        # Texts are encoded; from here on only the UNet and, for looks, the VAE are needed.
+        self.base = replace(base, text_encoders=(), tokenizers=())
+        self.learner = DistilledUnet(base.unet) if config.full else DistilledLora(base.unet, config)
+        if config.gradient_checkpointing:
+            self.learner.unet.train().enable_gradient_checkpointing()
+        self.student = UnetStudent(self.learner, self.accelerator)
+        self.teacher = UnetTeacher(self.learner, unconditional, self.accelerator)
+        self.ema = (
+            None if config.ema_decay is None else EmaWeights(self.learner.parameters, config.ema_decay)
+        )
+        self.objective = ConsistencyObjective(base.schedule, base.prediction, config.objective)
+        self.order = RowOrder(len(pictures), config.batch, config.seed)
+        self.run = TrainingRun(
+            config.run_folder,
+            _loop_config(config),
+            self.learner.parameters,
+            self.accelerator,
+            _fingerprint(config) | {"base": self.base_hash, "data": pictures.content_hash},
+            {} if self.ema is None else {f"average.{n}": t for n, t in self.ema.average.items()},
+        )
+        self.sampling = Sampling(self.objective, config.batch)
+        self.board: Board | None = None
+
+    def begin(self) -> None:
+        """Take up the run where it stands, or begin it; says what was left out of the data and what memory it takes."""
+        if not self.config.resume:
+            self.run.forget()
+        for name, reason in list(self.pictures.left_out.items())[:10]:
+            self.console.print(f"left out {name}: {reason}", soft_wrap=True)
+        told = about(self.pictures)
+        self.console.print(
+            f"{told['num_pictures']} pictures, {told['num_captions']} captions, {told['num_left_out']} left out, "
+            f"{told['num_without_caption']} without a caption; "
+            f"memory: {training_bytes(self.learner, self.ema is not None)}",
+            soft_wrap=True,
+        )
+        if self.run.resume():
+            self.console.print(
+                f"going on from step {self.run.step} of {self.config.num_steps} in {self.run.folder}",
+                soft_wrap=True,
+            )
+        self.probe = self._probe()
+        self.board = Board(self.run.folder / "tensorboard", self.run.step)
+
+    def steps(self) -> Iterator[StepRecord]:
+        """Run the steps that are left, with a look before the first, now and then, and after the last."""
+        self._look_if_due()
+        for record in self.run.steps(self.losses):
+            if self.ema is not None:
+                self.ema.update()
+            if self.board is not None:
+                self.board.add(record.step, {"loss": record.loss, "steps_per_s": 1.0 / record.seconds})
+            self._look_if_due()
+            yield record
+
+    def losses(self, step: int) -> Iterator[Tensor]:
+        """Yield the losses of a step's micro-batches; their sum is the mean over its pictures."""
+        for count in range(step * self.config.accumulate, (step + 1) * self.config.accumulate):
+            latents, condition = batch_of(
+                self.pictures, self.order.rows(count), self.accelerator.device
+            )  # [B, 4, h, w]
+            loss = self.objective.loss(
+                self.student,
+                self.teacher,
+                self._target_student(),
+                latents,
+                condition,
+                self.draw(latents, count),
+            )
+            yield loss / self.config.accumulate
+
+    def draw(self, latents: Tensor, count: int) -> Draw:
+        """Return what chance decides about a micro-batch: a function of its count."""
+        draw = self.objective.draw(latents, generator_at(self.config.seed, 1, count))
+        if self.config.max_guidance is None:
+            return draw
+        # The guidance adapter's weight holds for a whole pass, so its rows share one scale.
+        return replace(draw, w=draw.w[:1].expand(len(draw.w)))
+
+    def finish(self) -> DistillReport:
+        """Write the result, and draw the losses."""
+        if self.board is not None:
+            self.board.close()
+        distances = [row["paired_rmse"] for row in self.run.metrics.rows() if "paired_rmse" in row]
+        report = DistillReport(
+            self.config.out,
+            self.run.folder,
+            self.run.step,
+            distances[0],
+            distances[-1],
+            round(self.run.notes["train_seconds"], 1),
+        )
+        plot_losses(
+            self.run.metrics.rows(),
+            self.run.folder / "loss.png",
+            self.config.out.name,
+            unit=self.config.loss,
+        )
+        with self._averaged():
+            write_result(self.learner, self.config, self.base.folder, self._record(report))
+        return report
+
+    def _target_student(self) -> UnetStudent | AveragedStudent:
+        return self.student if self.ema is None else AveragedStudent(self.student, self.ema)
+
+    @contextmanager
+    def _averaged(self) -> Iterator[None]:
+        with nullcontext() if self.ema is None else self.ema.in_use():
+            yield
+
+    def _probe(self) -> Probe:
+        """Noise and captions of the looks, and the teacher's end for each, found once a run."""
+        num_rows = min(self.config.eval_rows, len(self.pictures))
+        latents, condition = batch_of(
+            self.pictures,
+            RowOrder(len(self.pictures), num_rows, self.config.seed).rows(0),
+            self.accelerator.device,
+        )
+        noise = starting_noise(num_rows, self.latent_shape, self.config.seed).to(latents.device)
+        made_of = blake2b(json.dumps([self.run.fingerprint, num_rows]).encode(), digest_size=16).hexdigest()
+        end = kept_tensor(
+            self.run.folder / "teacher.safetensors",
+            made_of,
+            lambda: self.sampling.teacher_end(self.teacher, noise, condition),
+        )
+        return Probe(noise, condition, end.to(noise))
+
+    def _look_if_due(self) -> None:
+        step = self.run.step
+        if step % self.config.eval_every and step != self.config.num_steps:
+            return
+        with self._averaged():
+            ends = {num_steps: self._student_end(num_steps) for num_steps in {1, *self.config.sample_steps}}
+        distance = self.probe.paired_rmse(ends[1])
+        self.run.metrics.append({"step": step, "paired_rmse": distance})
+        if self.board is not None:
+            self.board.add(step, {"paired_rmse": distance})
+        self._save_samples(step, ends)
+
+    def _student_end(self, num_steps: int) -> Tensor:
+        probe = self.probe
+        return self.sampling.student_end(
+            self.student, probe.noise, probe.condition, num_steps, self.config.seed
+        )
+
+    def _save_samples(self, step: int, ends: dict[int, Tensor]) -> None:
+        shown = slice(0, _MAX_SAMPLE_ROWS)
+        teacher = f"teacher, {self.config.num_solver_steps} steps at guidance {self.config.guidance:g}"
+        columns = {teacher: self.base.decode_latents(self.probe.teacher_end[shown])}
+        for num_steps in self.config.sample_steps:
+            columns[f"student, {num_steps} steps"] = self.base.decode_latents(ends[num_steps][shown])
+        rows = RowOrder(len(self.pictures), len(self.probe.noise), self.config.seed).rows(0)[shown]
+        captions = [self.pictures.captions[int(self.pictures.caption_rows[row])] for row in rows]
+        save_samples(columns, captions, self.run.folder / "samples" / f"step-{step:08d}.png")
+
+    def _record(self, report: DistillReport) -> dict[str, Any]:
+        config, numbers = self.config, asdict(report)
+        return {
+            "base": config.base_name or config.base,
+            "base_hash": self.base_hash,
+            "guidance": config.guidance,
+            "w": guidance_weight(config.guidance),
+            "max_guidance": config.max_guidance,
+            "settings": _settings(config),
+            "data": about(self.pictures),
+            **{
+                k: numbers[k]
+                for k in ("num_steps", "paired_rmse_before", "paired_rmse_after", "train_seconds")
+            },
+            "environment": describe_environment(self.accelerator.device),
+        }
+
+
+def _loop_config(config: DistillConfig) -> LoopConfig:
+    return LoopConfig(
+        num_steps=config.num_steps,
+        learning_rate=config.learning_rate,
+        warmup_steps=min(config.warmup_steps, config.num_steps - 1),
+        final_fraction=config.final_fraction,
+        weight_decay=config.weight_decay,
+        max_grad_norm=config.max_grad_norm,
+        checkpoint_every=config.checkpoint_every,
+    )
+
+
+def _settings(config: DistillConfig) -> dict[str, Any]:
+    """All settings as JSON gives them back."""
+    values = {field.name: getattr(config, field.name) for field in fields(config)}
+    return {
+        name: list(value) if isinstance(value, tuple) else str(value) if isinstance(value, Path) else value
+        for name, value in values.items()
+    }
+
+
+def _fingerprint(config: DistillConfig) -> dict[str, Any]:
+    return {name: value for name, value in _settings(config).items() if name not in _NOT_OF_THE_TRAJECTORY}
+
+
+@contextmanager
+def _disk_errors(config: DistillConfig) -> Iterator[None]:
+    """Say what a failed write means: nothing of the run is lost but the steps since its last checkpoint."""
+    try:
+        yield
+    # The libraries that write tensors wrap the system's error in their own.
+    except (OSError, SafetensorError) as error:
+        kept = sorted((config.run_folder / "checkpoints").glob("step-*"))
+        last_good = (
+            f"The last good checkpoint is kept: {kept[-1]}." if kept else "No checkpoint was written yet."
+        )
+        raise TrainingError(
+            f"a file of the run in {config.run_folder} or of {config.out} cannot be written or read: {error}. "
+            f"{last_good} Make room and run the same command again."
+        ) from error
