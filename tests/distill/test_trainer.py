@@ -336,7 +336,7 @@ def test_the_command_makes_a_lora_of_a_folder_of_pictures(
         "sample-steps": "1,2",
     }
     options = [word for name, value in given.items() for word in (f"--{name}", str(value))]
-    result = CliRunner().invoke(app, ["distill", "--base", str(base_folders["sd"]), *options])
+    result = CliRunner().invoke(app, ["distill", str(base_folders["sd"]), *options])
     assert result.exit_code == 0, result.output
     said = " ".join(result.output.split())
     assert "left out 5.png" in said

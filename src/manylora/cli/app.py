@@ -2,7 +2,7 @@
 
 import typer
 
-from manylora.cli import adapters, complete, demo, generate, inspect, measure, train
+from manylora.cli import adapters, complete, demo, distill, generate, inspect, measure, train
 
 app = typer.Typer(
     name="manylora",
@@ -17,6 +17,7 @@ app = typer.Typer(
 demo.register(app)
 complete.register(app)
 generate.register(app)
+distill.register(app)
 adapters.register(app)
 inspect.register(app)
 train.register(app)

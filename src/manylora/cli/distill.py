@@ -1,16 +1,18 @@
 """`manylora distill`: a model's few-step acceleration as a LoRA."""
 
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
-from manylora.cli.fields import command, value_of
+from manylora.cli.fields import command, field_docs, value_of
 from manylora.distill.config import DistillConfig
 
 
 def register(app: typer.Typer) -> None:
     @command(app, "distill", DistillConfig)
-    def distill(**values: Any) -> None:
+    def distill(
+        base: Annotated[str, typer.Argument(help=field_docs(DistillConfig)["base"])], **values: Any
+    ) -> None:
         """Distil a diffusion model into an LCM-LoRA: pictures in 1 to 8 steps, beside any style LoRA.
 
         The teacher is the model itself at its best guidance, over 50 steps; what is learnt is to jump to where it
@@ -35,14 +37,14 @@ def register(app: typer.Typer) -> None:
         from manylora.distill.trainer import load_base
         from manylora.train.image_encoded import encode_pictures
 
-        config, console = DistillConfig(**value_of(DistillConfig, values)), Console(stderr=True)
-        base = load_base(config)
+        config, console = DistillConfig(base=base, **value_of(DistillConfig, values)), Console(stderr=True)
+        model = load_base(config)
         pictures = encode_pictures(
             config.data,
-            base,
-            config.size or base.default_size,
+            model,
+            config.size or model.default_size,
             config.skip_empty,
             config.run_folder / "pictures",
             console,
         )
-        run(config, base, pictures, console)
+        run(config, model, pictures, console)

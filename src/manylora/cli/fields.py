@@ -34,14 +34,16 @@ def value_of(config: type, values: dict[str, Any]) -> dict[str, Any]:
 
 
 def command(app: typer.Typer, name: str, *configs: type) -> Callable[[Command], Command]:
-    """Decorate a function that takes own options and `**values`: each field of the configs becomes an option too.
+    """Decorate a function that takes own options and `**values`: each field of the configs becomes an option too,
+    but for those that are parameters of the function.
 
     The function gets what was given for the fields in `values`, ready for `value_of`.
     """
 
     def register(function: Command) -> Command:
         own = [p for p in inspect.signature(function).parameters.values() if p.kind is not p.VAR_KEYWORD]
-        extra = [option for config in configs for option in options_of(config)]
+        named = {parameter.name for parameter in own}
+        extra = [o for config in configs for o in options_of(config) if o.name not in named]
 
         def call(**values: Any) -> None:
             function(**values)
