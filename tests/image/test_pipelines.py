@@ -26,6 +26,7 @@ from manylora.image.engine import ImageEngine
 from manylora.image.output import Picture
 from manylora.image.params import SAMPLERS, ImageParams
 from manylora.image.sampler import timesteps_of
+from manylora.lora.components import components
 from manylora.lora.convert import save_adapter
 from manylora.lora.library import Library
 from manylora.models.diffusion_base import DiffusionBase
@@ -164,6 +165,9 @@ def test_with_loras_on_unet_and_text_encoders(
     settings = {"sampler": sampler, "steps": 4, "guidance": 1.5}
     found = ours(base, settings, library, weights)
     assert_same(found, theirs(pipe, ImageParams(**settings)))  # type: ignore[arg-type]
+    library.add("unet-of-style", components(loras["style"][0])["unet"])
+    without_text = ours(base, settings, library, {"lcm": 1.0, "unet-of-style": 0.8})
+    assert largest_difference(found[0], without_text[0]) > 5, "its text encoders' part changes the picture"
     for lacking in weights:
         without = {name: weight for name, weight in weights.items() if name != lacking}
         other = ours(base, settings, library, without)
