@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -263,6 +264,27 @@ def test_a_diverging_run_stops_and_keeps_what_was_there(config):
     ):
         train_image(wild, QUIET)
     assert load_adapter(config.out).identity == before
+
+
+@pytest.mark.parametrize("full_at", ["parameters.safetensors", "optimizer.pt"])
+def test_a_full_disk_is_said_and_the_run_goes_on_when_there_is_room(config, full_at):
+    train_image(replace(config, max_steps=4, name="whole"), QUIET)
+    short = replace(config, out=config.out.parent / "full", max_steps=4)
+    folder = replace(config, name="whole").run_folder / "checkpoints" / "step-00000004"
+    room = (folder / full_at).stat().st_size - 1
+    assert room > 40_000, "latents and metrics have room"
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))  # writing more fails, as on a full disk
+    try:
+        with pytest.raises(
+            TrainingError, match=r"cannot be written or read: .*\. No checkpoint was written yet\."
+        ):
+            train_image(short, QUIET)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not short.out.exists()
+    assert not list((short.run_folder / "checkpoints").iterdir())
+    assert train_image(short, QUIET).num_steps == 4
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "fp16"])

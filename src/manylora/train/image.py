@@ -18,6 +18,7 @@ from manylora.train.image_look import Look
 from manylora.train.image_model import ImageStudent, step_losses
 from manylora.train.image_output import DTYPES, refuse_to_replace, write_adapter
 from manylora.train.text_output import command_line
+from manylora.training.disk import disk_errors
 from manylora.training.hardware import describe_environment, make_accelerator
 from manylora.training.loop import LoopConfig, TrainingRun
 from manylora.training.plot import plot_losses
@@ -88,16 +89,28 @@ def train_image(config: ImageTrainConfig, console: Console | None = None) -> Ima
     base_hash = base.content_hash()
     data = _load_data(config, base, size, console)
     student = ImageStudent(base, config, accelerator)
+    with disk_errors(config.run_folder, config.out):
+        return _train(student, data, {"base_hash": base_hash, "size": size}, console)
 
+
+def _train(
+    student: ImageStudent, data: _Data, known: Mapping[str, Any], console: Console
+) -> ImageTrainReport:
+    """Run the steps that are left and write the adapter.
+
+    Args:
+        known: what fixes the trajectory beside settings and pictures: the base and the size.
+    """
+    config = student.config
     steps = _StepPlan(data.train_rows, config)
     run = TrainingRun(
         config.run_folder,
         _loop_config(config, steps.num_steps),
         student.parameters,
-        accelerator,
-        _fingerprint(config) | data.hashes | {"base_hash": base_hash, "size": size},
+        student.accelerator,
+        {**_fingerprint(config), **data.hashes, **known},
     )
-    look = Look(student, data.held_out, data.held_out_rows, run, size)
+    look = Look(student, data.held_out, data.held_out_rows, run, known["size"])
     _begin(run, config, console)
     look.begin()
     records = run.steps(step_losses(student, data.train, steps.batches))
@@ -107,13 +120,8 @@ def train_image(config: ImageTrainConfig, console: Console | None = None) -> Ima
         if record.step % config.eval_every == 0 and record.step < steps.num_steps:
             look.at_step()
     after = look.at_step()
-
-    plot_losses(
-        run.metrics.rows(),
-        run.folder / "loss.png",
-        f"{config.out.name}: rank {config.rank}",
-        unit="mean squared error",
-    )
+    title = f"{config.out.name}: rank {config.rank}"
+    plot_losses(run.metrics.rows(), run.folder / "loss.png", title, unit="mean squared error")
     report = ImageTrainReport(
         config.out,
         run.folder,
@@ -123,7 +131,8 @@ def train_image(config: ImageTrainConfig, console: Console | None = None) -> Ima
         round(run.notes["train_seconds"], 1),
         len(data.left_out),
     )
-    told = _record(config, report, data, base_hash, describe_environment(accelerator.device))
+    told = _record(config, report, data, known)
+    told["environment"] = describe_environment(student.accelerator.device)
     write_adapter(student.adapter(DTYPES[config.out_dtype]), config, told)
     console.print(
         f"{config.out}: held-out loss {report.eval_loss_before:.4f} -> {after:.4f} after {run.step} steps, "
@@ -226,17 +235,16 @@ def _begin(run: TrainingRun, config: ImageTrainConfig, console: Console) -> None
 
 
 def _record(
-    config: ImageTrainConfig, report: ImageTrainReport, data: _Data, base_hash: str, environment: Any
+    config: ImageTrainConfig, report: ImageTrainReport, data: _Data, known: Mapping[str, Any]
 ) -> dict[str, Any]:
     numbers = asdict(report)
     kept = ("num_steps", "eval_loss_before", "eval_loss_after", "train_seconds", "num_left_out")
     return {
         "command": command_line(config, "image"),
         "seed": config.seed,
-        "base_hash": base_hash,
+        **known,
         **data.hashes,
         "train_pictures": len(data.train_rows),
         "eval_pictures": len(data.held_out_rows),
         **{name: numbers[name] for name in kept},
-        "environment": environment,
     }
