@@ -11,6 +11,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -334,6 +335,7 @@ def test_the_command_makes_a_lora_of_a_folder_of_pictures(
         "num-solver-steps": 5,
         "device": "cpu",
         "sample-steps": "1,2",
+        "learning-rate": 0.05,
     }
     options = [word for name, value in given.items() for word in (f"--{name}", str(value))]
     result = CliRunner().invoke(app, ["distill", str(base_folders["sd"]), *options])
@@ -346,6 +348,54 @@ def test_the_command_makes_a_lora_of_a_folder_of_pictures(
     record = json.loads((tmp_path / "lcm" / "distill.json").read_text())
     assert record["data"]["num_left_out"] == 2
     assert record["w"] == 1.5
+
+    drawn = []
+    for loras in ([], ["--lora", f"{tmp_path / 'lcm'}:3"]):
+        picture = tmp_path / f"{len(loras)}.png"
+        made = [
+            "generate",
+            str(base_folders["sd"]),
+            "a cat",
+            "--steps",
+            "2",
+            "--seed",
+            "1",
+            "--out",
+            str(picture),
+        ]
+        result = CliRunner().invoke(app, [*made, *loras])
+        assert result.exit_code == 0, result.output
+        drawn.append(picture)
+    with Image.open(drawn[0]) as plain, Image.open(drawn[1]) as with_lora:
+        assert plain.size == with_lora.size == (16, 16)
+        assert plain.tobytes() != with_lora.tobytes()
+
+
+def test_tensorboard_gets_the_same_figures_where_it_is_installed(
+    base_folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[tuple[str, float, int]] = []
+
+    class SummaryWriter:
+        def __init__(self, folder: str, purge_step: int) -> None:
+            assert (Path(folder).name, purge_step) == ("tensorboard", 1)
+
+        def add_scalar(self, name: str, value: float, step: int) -> None:
+            written.append((name, value, step))
+
+        def close(self) -> None:
+            written.append(("closed", 0.0, 0))
+
+    board = ModuleType("torch.utils.tensorboard")
+    board.SummaryWriter = SummaryWriter  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", board)
+    report = run(tiny_config(base_folders["sd"], tmp_path, num_steps=2))
+    rows = [json.loads(line) for line in (report.run_folder / "metrics.jsonl").read_text().splitlines()]
+    for name in ("loss", "paired_rmse"):
+        wanted = [(row[name], row["step"]) for row in rows if name in row]
+        assert [(value, step) for n, value, step in written if n == name] == wanted
+    assert written[-1][0] == "closed"
+    assert not (report.run_folder / "tensorboard").exists(), "without it nothing is left"
 
 
 def test_the_help_teaches() -> None:

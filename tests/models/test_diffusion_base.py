@@ -8,9 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+from huggingface_hub.errors import LocalEntryNotFoundError
+from huggingface_hub.utils._paths import filter_repo_objects
 from torch.testing import assert_close
 
 from manylora.diffusion import ddim_step, last_latent, solve, trailing_timesteps
@@ -180,6 +183,43 @@ def test_what_is_no_base_is_refused(
     with pytest.raises(ModelError, match=message) as error:
         load_diffusion_base(broken)
     assert "broken" in str(error.value)
+
+
+def test_half_precision_files_alone_are_read(base: DiffusionBase, folder: Path, tmp_path: Path) -> None:
+    """As repositories hold them beside, or in place of, the full ones."""
+    half = Path(shutil.copytree(folder, tmp_path / "half"))
+    for path in half.rglob("*.safetensors"):
+        path.rename(path.with_name(path.name.replace(".safetensors", ".fp16.safetensors")))
+    assert load_diffusion_base(half).content_hash() == base.content_hash()
+
+
+def test_a_hub_id_is_fetched_without_what_is_not_read(
+    folder: Path, base: DiffusionBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[dict[str, Any]] = []
+
+    def download(repo_id: str, **patterns: Any) -> str:
+        if repo_id != "some/model":
+            raise LocalEntryNotFoundError("no network")
+        asked.append(patterns)
+        return str(folder)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    loaded = load_diffusion_base("some/model")
+    assert loaded.content_hash() == base.content_hash()
+    assert (loaded.path, loaded.folder) == ("some/model", folder)
+    (patterns,) = asked
+    wanted = {"unet/diffusion_pytorch_model.safetensors", "model_index.json", "text_encoder/config.json"}
+    refused = {
+        "unet/diffusion_pytorch_model.bin",
+        "model.ckpt",
+        "unet/code.py",
+        "safety_checker/model.safetensors",
+    }
+    fetched = set(filter_repo_objects(wanted | refused, **patterns))
+    assert fetched == wanted
+    with pytest.raises(ModelError, match=r"'other/model' is no folder here.*could not be fetched"):
+        load_diffusion_base("other/model")
 
 
 def test_what_does_not_exist_is_refused(tmp_path: Path) -> None:
