@@ -69,6 +69,18 @@ def test_loras_by_path_are_those_by_name(base: Path, adapters: Path, tmp_path: P
     assert by_path["lora"] == by_name["lora"]
     assert by_path["adapters"] == by_name["adapters"]
     assert largest_difference(image_at(by_name), image_at(by_path)) <= 1
+    (both,) = generate(
+        base,
+        tmp_path,
+        *fixed,
+        "--adapters",
+        str(adapters),
+        "--lora",
+        str(adapters / "lcm"),
+        "--lora",
+        "style:0.8",
+    )
+    assert both["lora"] == by_name["lora"], "a path to what a name means is that name"
 
 
 def test_a_file_with_a_mixture_per_line(base: Path, adapters: Path, tmp_path: Path) -> None:

@@ -58,8 +58,10 @@ def _add(path: Path, library: Library) -> str:
     adapter = load_adapter(path)
     wanted = UNFIT.sub("_", adapter.name or path.stem).replace("/", "_").lstrip(".") or "lora"
     name, number = wanted, 1
-    while name in library:
+    # The same content may be there under its name, say because its folder is a root.
+    while name in library and library.load(name).identity != adapter.identity:
         number += 1
         name = f"{wanted}-{number}"
-    library.add(name, adapter)
+    if name not in library:
+        library.add(name, adapter)
     return name
