@@ -1,7 +1,8 @@
 """manylora: thousands of LoRA adapters, and weighted mixtures of them, on one base model.
 
-    Library   adapters by name                     Engine    text, every request its own mixture
-    attach    the same for any torch module        compose   several adapters made into one file
+    Library   adapters by name                     Engine       text, every request its own mixture
+    attach    the same for any torch module        ImageEngine  pictures, each its own mixture
+    compose   several adapters made into one file
 
 Importing this module imports neither torch nor transformers; a name is imported when it is first used.
 """
@@ -12,6 +13,10 @@ from typing import TYPE_CHECKING, Any
 from manylora.version import __version__
 
 if TYPE_CHECKING:
+    from manylora.image.config import ImageEngineConfig
+    from manylora.image.engine import ImageEngine
+    from manylora.image.output import Picture
+    from manylora.image.params import ImageParams
     from manylora.lora.adapter import Adapter, LoraPair
     from manylora.lora.components import components
     from manylora.lora.compose import Composition, compose
@@ -20,6 +25,7 @@ if TYPE_CHECKING:
     from manylora.lora.library import Library
     from manylora.lora.mixture import Mixture
     from manylora.models.attach import Attached, attach
+    from manylora.models.diffusion_base import DiffusionBase, load_diffusion_base
     from manylora.models.loading import load_model
     from manylora.models.tokenizer import load_tokenizer
     from manylora.text.config import EngineConfig
@@ -48,6 +54,12 @@ _HOME = {
     "SamplingParams": "text.params",
     "Completion": "text.output",
     "Output": "text.output",
+    "DiffusionBase": "models.diffusion_base",
+    "load_diffusion_base": "models.diffusion_base",
+    "ImageEngine": "image.engine",
+    "ImageEngineConfig": "image.config",
+    "ImageParams": "image.params",
+    "Picture": "image.output",
 }
 """Where each public name lives."""
 
@@ -72,6 +84,12 @@ __all__ = [
     "SamplingParams",
     "Completion",
     "Output",
+    "DiffusionBase",
+    "load_diffusion_base",
+    "ImageEngine",
+    "ImageEngineConfig",
+    "ImageParams",
+    "Picture",
     "__version__",
 ]
 
