@@ -3,7 +3,7 @@
 from icons.folders import DATA_FOLDER, RUNS_FOLDER
 
 STYLES_FOLDER = DATA_FOLDER.parent / "styles"
-"""Pictures of each style; made again in a minute."""
+"""Pictures of each style; made again in two or three minutes."""
 
 PIPELINE_FOLDER = RUNS_FOLDER / "pipeline"
 """The base, written by `python -m icons.export`."""

@@ -209,4 +209,4 @@ def test_the_recipe_says_what_is_missing(tmp_path):
         text=True,
     )
     assert done.returncode == 1
-    assert f"no base at {tmp_path}/runs/icons/pipeline: run examples/icons/run.sh" in done.stderr
+    assert f"no base at runs/icons/pipeline in {tmp_path}: run examples/icons/run.sh" in done.stderr
