@@ -140,7 +140,7 @@ def test_the_base_is_never_touched(sd: DiffusionBase, library: Library) -> None:
 
 
 BAD: list[tuple[MixtureLike, ImageParams, type[ManyLoraError], list[str]]] = [
-    ("of-sdxl", ImageParams(seed=1), AdapterMismatchError, ["random-3", "DiffusionModel"]),
+    ("of-sdxl", ImageParams(seed=1), AdapterMismatchError, ["random-3", "sites in 'StableDiffusion'"]),
     ("lmc", ImageParams(seed=1), AdapterNotFoundError, ["'lmc'", "Did you mean 'lcm'"]),
     ({"lcm": float("nan")}, ImageParams(seed=1), RequestError, ["'lcm'", "finite", "nan"]),
     ({"lcm": 1e30}, ImageParams(seed=1), RequestError, ["latent at step", "lcm:1e30", "lower"]),
