@@ -33,11 +33,13 @@ def register(app: typer.Typer) -> None:
         # PEFT, accelerate and diffusers are extras, and slow to import.
         from rich.console import Console
 
+        from manylora.distill.output import refuse_to_replace
         from manylora.distill.trainer import distill as run
         from manylora.distill.trainer import load_base
         from manylora.train.image_encoded import encode_pictures
 
         config, console = DistillConfig(base=base, **value_of(DistillConfig, values)), Console(stderr=True)
+        refuse_to_replace(config.out)  # before minutes of encoding
         model = load_base(config)
         pictures = encode_pictures(
             config.data,

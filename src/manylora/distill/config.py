@@ -1,18 +1,25 @@
 """The settings of `manylora distill`."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from manylora.distill.objective import ObjectiveConfig
 from manylora.errors import ConfigError
+from manylora.training.loop import LoopConfig
 
 LCM_TARGETS = (
     *("to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2"),
     *("conv1", "conv2", "conv_shortcut", "downsamplers.0.conv", "upsamplers.0.conv", "time_emb_proj"),
 )
 """What the published LCM-LoRAs change: attention, feed-forward, and the convolutions, which matter."""
+
+# Settings that say where things go or how often they are looked at: a continued run may change them.
+_NOT_OF_THE_TRAJECTORY = {
+    *("base", "data", "out", "out_dtype", "name", "runs_dir", "base_name", "checkpoint_every", "resume"),
+    *("eval_every", "eval_rows", "sample_steps", "gradient_checkpointing"),
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -194,3 +201,32 @@ class DistillConfig:
     @property
     def run_folder(self) -> Path:
         return self.runs_dir.expanduser() / (self.name or self.out.name)
+
+    @property
+    def loop(self) -> LoopConfig:
+        return LoopConfig(
+            num_steps=self.num_steps,
+            learning_rate=self.learning_rate,
+            warmup_steps=min(self.warmup_steps, self.num_steps - 1),
+            final_fraction=self.final_fraction,
+            weight_decay=self.weight_decay,
+            max_grad_norm=self.max_grad_norm,
+            checkpoint_every=self.checkpoint_every,
+        )
+
+    def as_json(self) -> dict[str, Any]:
+        """Return all settings as JSON gives them back."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {
+            name: list(value)
+            if isinstance(value, tuple)
+            else str(value)
+            if isinstance(value, Path)
+            else value
+            for name, value in values.items()
+        }
+
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        """What a run and its continuation must have in common."""
+        return {name: value for name, value in self.as_json().items() if name not in _NOT_OF_THE_TRAJECTORY}

@@ -13,11 +13,9 @@ In the run's folder:
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, fields, replace
-from hashlib import blake2b
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,30 +30,21 @@ from manylora.distill.config import DistillConfig
 from manylora.distill.cost import training_bytes
 from manylora.distill.ema import EmaWeights
 from manylora.distill.learners import DistilledLora, DistilledUnet
+from manylora.distill.looks import Looks
 from manylora.distill.networks import AveragedStudent, UnetStudent, UnetTeacher
 from manylora.distill.objective import ConsistencyObjective, Draw
 from manylora.distill.output import refuse_to_replace, write_result
 from manylora.distill.pictures import Pictures, RowOrder, about, batch_of, generator_at
-from manylora.distill.probe import Probe, Sampling, kept_tensor, starting_noise
-from manylora.distill.samples import save_samples
+from manylora.distill.probe import Sampling
 from manylora.errors import TrainingError
 from manylora.models.diffusion_base import DiffusionBase, load_diffusion_base
 from manylora.training.hardware import describe_environment, make_accelerator
-from manylora.training.loop import LoopConfig, StepRecord, TrainingRun
+from manylora.training.loop import StepRecord, TrainingRun
 from manylora.training.plot import plot_losses
 from manylora.training.progress import with_progress
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
-
-# Settings that say where things go or how often they are looked at: a continued run may change them.
-_NOT_OF_THE_TRAJECTORY = {
-    *("base", "data", "out", "out_dtype", "name", "runs_dir", "base_name", "checkpoint_every", "resume"),
-    *("eval_every", "eval_rows", "sample_steps", "gradient_checkpointing"),
-}
-
-_MAX_SAMPLE_ROWS = 8
-"""Pictures in a grid, however many a look measures."""
 
 
 @dataclass(frozen=True)
@@ -150,13 +139,15 @@ class Distillation:
         self.order = RowOrder(len(pictures), config.batch, config.seed)
         self.run = TrainingRun(
             config.run_folder,
-            _loop_config(config),
+            config.loop,
             self.learner.parameters,
             self.accelerator,
-            _fingerprint(config) | {"base": self.base_hash, "data": pictures.content_hash},
+            config.fingerprint | {"base": self.base_hash, "data": pictures.content_hash},
             {} if self.ema is None else {f"average.{n}": t for n, t in self.ema.average.items()},
         )
-        self.sampling = Sampling(self.objective, config.batch)
+        self.looks = Looks(
+            config, self.base, pictures, Sampling(self.objective, config.batch), self.latent_shape
+        )
         self.board: Board | None = None
 
     def begin(self) -> None:
@@ -177,7 +168,7 @@ class Distillation:
                 f"going on from step {self.run.step} of {self.config.num_steps} in {self.run.folder}",
                 soft_wrap=True,
             )
-        self.probe = self._probe()
+        self.looks.prepare(self.teacher, self.run.fingerprint)
         self.board = Board(self.run.folder / "tensorboard", self.run.step)
 
     def steps(self) -> Iterator[StepRecord]:
@@ -246,50 +237,15 @@ class Distillation:
         with nullcontext() if self.ema is None else self.ema.in_use():
             yield
 
-    def _probe(self) -> Probe:
-        """Noise and captions of the looks, and the teacher's end for each, found once a run."""
-        num_rows = min(self.config.eval_rows, len(self.pictures))
-        latents, condition = batch_of(
-            self.pictures,
-            RowOrder(len(self.pictures), num_rows, self.config.seed).rows(0),
-            self.accelerator.device,
-        )
-        noise = starting_noise(num_rows, self.latent_shape, self.config.seed).to(latents.device)
-        made_of = blake2b(json.dumps([self.run.fingerprint, num_rows]).encode(), digest_size=16).hexdigest()
-        end = kept_tensor(
-            self.run.folder / "teacher.safetensors",
-            made_of,
-            lambda: self.sampling.teacher_end(self.teacher, noise, condition),
-        )
-        return Probe(noise, condition, end.to(noise))
-
     def _look_if_due(self) -> None:
         step = self.run.step
         if step % self.config.eval_every and step != self.config.num_steps:
             return
         with self._averaged():
-            ends = {num_steps: self._student_end(num_steps) for num_steps in {1, *self.config.sample_steps}}
-        distance = self.probe.paired_rmse(ends[1])
+            distance = self.looks.look(self.student, step)
         self.run.metrics.append({"step": step, "paired_rmse": distance})
         if self.board is not None:
             self.board.add(step, {"paired_rmse": distance})
-        self._save_samples(step, ends)
-
-    def _student_end(self, num_steps: int) -> Tensor:
-        probe = self.probe
-        return self.sampling.student_end(
-            self.student, probe.noise, probe.condition, num_steps, self.config.seed
-        )
-
-    def _save_samples(self, step: int, ends: dict[int, Tensor]) -> None:
-        shown = slice(0, _MAX_SAMPLE_ROWS)
-        teacher = f"teacher, {self.config.num_solver_steps} steps at guidance {self.config.guidance:g}"
-        columns = {teacher: self.base.decode_latents(self.probe.teacher_end[shown])}
-        for num_steps in self.config.sample_steps:
-            columns[f"student, {num_steps} steps"] = self.base.decode_latents(ends[num_steps][shown])
-        rows = RowOrder(len(self.pictures), len(self.probe.noise), self.config.seed).rows(0)[shown]
-        captions = [self.pictures.captions[int(self.pictures.caption_rows[row])] for row in rows]
-        save_samples(columns, captions, self.run.folder / "samples" / f"step-{step:08d}.png")
 
     def _record(self, report: DistillReport) -> dict[str, Any]:
         config, numbers = self.config, asdict(report)
@@ -299,7 +255,7 @@ class Distillation:
             "guidance": config.guidance,
             "w": guidance_weight(config.guidance),
             "max_guidance": config.max_guidance,
-            "settings": _settings(config),
+            "settings": config.as_json(),
             "data": about(self.pictures),
             **{
                 k: numbers[k]
@@ -307,31 +263,6 @@ class Distillation:
             },
             "environment": describe_environment(self.accelerator.device),
         }
-
-
-def _loop_config(config: DistillConfig) -> LoopConfig:
-    return LoopConfig(
-        num_steps=config.num_steps,
-        learning_rate=config.learning_rate,
-        warmup_steps=min(config.warmup_steps, config.num_steps - 1),
-        final_fraction=config.final_fraction,
-        weight_decay=config.weight_decay,
-        max_grad_norm=config.max_grad_norm,
-        checkpoint_every=config.checkpoint_every,
-    )
-
-
-def _settings(config: DistillConfig) -> dict[str, Any]:
-    """All settings as JSON gives them back."""
-    values = {field.name: getattr(config, field.name) for field in fields(config)}
-    return {
-        name: list(value) if isinstance(value, tuple) else str(value) if isinstance(value, Path) else value
-        for name, value in values.items()
-    }
-
-
-def _fingerprint(config: DistillConfig) -> dict[str, Any]:
-    return {name: value for name, value in _settings(config).items() if name not in _NOT_OF_THE_TRAJECTORY}
 
 
 @contextmanager
