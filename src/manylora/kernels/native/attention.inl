@@ -59,22 +59,22 @@ static void score_tokens(const Queries<N>& queries, const T* key, int64_t token_
   Vec total[N][kCount] = {};
   const auto accumulate = [&](const auto& load_at) {
     Vec k[kCount];
-    for (int i = 0; i < kCount; i++) k[i] = load_at(key + i * token_dim);
-    for (int n = 0; n < N; n++) {
+    MANYLORA_UNROLL for (int i = 0; i < kCount; i++) k[i] = load_at(key + i * token_dim);
+    MANYLORA_UNROLL for (int n = 0; n < N; n++) {
       const Vec q = load_at(queries.q[n]);
-      for (int i = 0; i < kCount; i++) total[n][i] += q * k[i];
+      MANYLORA_UNROLL for (int i = 0; i < kCount; i++) total[n][i] += q * k[i];
     }
   };
   int64_t d = 0;
   for (; d + kLanes <= head_dim; d += kLanes) accumulate([d](const auto* from) { return load(from + d); });
   if (d < head_dim) accumulate([=](const auto* from) { return load_part(from + d, head_dim - d); });
-  for (int n = 0; n < N; n++) {
+  MANYLORA_UNROLL for (int n = 0; n < N; n++) {
     float* to = scores + n * stride;
     if constexpr (kCount == 4)
       sum_four(total[n], to);
     else
       to[0] = sum(total[n][0]);
-    for (int i = 0; i < kCount; i++) to[i] *= scale;
+    MANYLORA_UNROLL for (int i = 0; i < kCount; i++) to[i] *= scale;
   }
 }
 
@@ -111,26 +111,26 @@ static void weigh_columns(const Queries<N>& queries, int64_t first, int64_t last
                           int64_t d, int64_t width, const float* weights, int64_t stride) {
   const auto take = [&](const auto* from) { return kPart ? load_part(from, width) : load(from); };
   Vec total[N][C];
-  for (int n = 0; n < N; n++)
-    for (int c = 0; c < C; c++) total[n][c] = take(queries.out[n] + d + c * kLanes);
+  MANYLORA_UNROLL for (int n = 0; n < N; n++)
+    MANYLORA_UNROLL for (int c = 0; c < C; c++) total[n][c] = take(queries.out[n] + d + c * kLanes);
   value += d;
   const int64_t common = queries.visible[0] < last ? queries.visible[0] : last;  // tokens that all queries see
   for (int64_t token = first; token < common; token++, value += token_dim) {
     Vec v[C];
-    for (int c = 0; c < C; c++) v[c] = take(value + c * kLanes);
-    for (int n = 0; n < N; n++) {
+    MANYLORA_UNROLL for (int c = 0; c < C; c++) v[c] = take(value + c * kLanes);
+    MANYLORA_UNROLL for (int n = 0; n < N; n++) {
       const Vec weight = broadcast(weights[n * stride + token]);
-      for (int c = 0; c < C; c++) total[n][c] += weight * v[c];
+      MANYLORA_UNROLL for (int c = 0; c < C; c++) total[n][c] += weight * v[c];
     }
   }
   for (int64_t token = first < common ? common : first; token < last; token++, value += token_dim)
-    for (int n = 0; n < N; n++)
+    MANYLORA_UNROLL for (int n = 0; n < N; n++)
       if (token < queries.visible[n]) {
         const Vec weight = broadcast(weights[n * stride + token]);
-        for (int c = 0; c < C; c++) total[n][c] += weight * take(value + c * kLanes);
+        MANYLORA_UNROLL for (int c = 0; c < C; c++) total[n][c] += weight * take(value + c * kLanes);
       }
-  for (int n = 0; n < N; n++)
-    for (int c = 0; c < C; c++) {
+  MANYLORA_UNROLL for (int n = 0; n < N; n++)
+    MANYLORA_UNROLL for (int c = 0; c < C; c++) {
       float* to = queries.out[n] + d + c * kLanes;
       kPart ? store_part(to, total[n][c], width) : store(to, total[n][c]);
     }
@@ -167,7 +167,7 @@ static void attend_together(const std::vector<Queries<N>>& heads, const Tokens<T
     }
   });
   for (int64_t h = 0; h < count; h++)
-    for (int n = 0; n < N; n++) {
+    MANYLORA_UNROLL for (int n = 0; n < N; n++) {
       sums[h * N + n] = exponentiate(of(h) + n * stride, heads[h].visible[n]);
       std::memset(heads[h].out[n], 0, head_dim * sizeof(float));
     }
@@ -178,7 +178,7 @@ static void attend_together(const std::vector<Queries<N>>& heads, const Tokens<T
     }
   });
   for (int64_t h = 0; h < count; h++)
-    for (int n = 0; n < N; n++)
+    MANYLORA_UNROLL for (int n = 0; n < N; n++)
       for (int64_t d = 0; d < head_dim; d++) heads[h].out[n][d] /= sums[h * N + n];
 }
 
@@ -195,7 +195,7 @@ static void attend_queries(const AttendTask& task, int64_t first, Rows q, Rows o
   const int64_t num_new = sequences.query_start[task.sequence + 1] - first_row;
   heads.resize(task.last_head - task.first_head);
   for (int64_t h = task.first_head; h < task.last_head; h++)
-    for (int n = 0; n < N; n++) {
+    MANYLORA_UNROLL for (int n = 0; n < N; n++) {
       const int64_t row = (first + n) / group;
       const int64_t column = (h * group + (first + n) % group) * plane.head_dim;
       Queries<N>& queries = heads[h - task.first_head];

@@ -1,7 +1,8 @@
 // All kernels for the instruction set MANYLORA_ISA. Each kernels_*.cpp includes this once, compiled for its own set.
 #include "attention.inl"
-#include "lora.inl"
 #include "rowwise.inl"
+#include "int8.inl"
+#include "lora.inl"
 
 #define MANYLORA_TEXT(name) MANYLORA_TEXT_OF(name)
 #define MANYLORA_TEXT_OF(name) #name
@@ -11,6 +12,7 @@ namespace manylora {
 const Kernels MANYLORA_TABLE = {
     MANYLORA_TEXT(MANYLORA_ISA), MANYLORA_ISA::shrink,       MANYLORA_ISA::expand,       MANYLORA_ISA::attend,
     MANYLORA_ISA::rotate,        MANYLORA_ISA::write_kv,     MANYLORA_ISA::add_rms_norm, MANYLORA_ISA::silu_mul,
+    MANYLORA_ISA::int8_product,
 };
 
 }  // namespace manylora

@@ -25,20 +25,20 @@ static void dot_products(const float* const* x, const T* const* a, int64_t width
   Vec total[E][R] = {};
   const auto accumulate = [&](const auto& load_at) {
     Vec rank_rows[R];
-    for (int r = 0; r < R; r++) rank_rows[r] = load_at(a[r]);
-    for (int e = 0; e < E; e++) {
+    MANYLORA_UNROLL for (int r = 0; r < R; r++) rank_rows[r] = load_at(a[r]);
+    MANYLORA_UNROLL for (int e = 0; e < E; e++) {
       const Vec row = load_at(x[e]);
-      for (int r = 0; r < R; r++) total[e][r] += row * rank_rows[r];
+      MANYLORA_UNROLL for (int r = 0; r < R; r++) total[e][r] += row * rank_rows[r];
     }
   };
   int64_t i = 0;
   for (; i + kLanes <= width; i += kLanes) accumulate([i](const auto* from) { return load(from + i); });
   if (i < width) accumulate([i, width](const auto* from) { return load_part(from + i, width - i); });
-  for (int e = 0; e < E; e++) {
+  MANYLORA_UNROLL for (int e = 0; e < E; e++) {
     if constexpr (R % 4 == 0)
-      for (int r = 0; r < R; r += 4) sum_four(total[e] + r, h + e * h_stride + r);
+      MANYLORA_UNROLL for (int r = 0; r < R; r += 4) sum_four(total[e] + r, h + e * h_stride + r);
     else
-      for (int r = 0; r < R; r++) h[e * h_stride + r] = sum(total[e][r]);
+      MANYLORA_UNROLL for (int r = 0; r < R; r++) h[e * h_stride + r] = sum(total[e][r]);
   }
 }
 
@@ -110,16 +110,16 @@ static int64_t add_products(float* const* y, const float* gain, int64_t rank, co
     Vec total[E][C] = {};
     for (int64_t r = 0; r < rank; r++) {
       Vec columns[C];
-      for (int c = 0; c < C; c++) columns[c] = load(b[r] + from + c * kLanes);
+      MANYLORA_UNROLL for (int c = 0; c < C; c++) columns[c] = load(b[r] + from + c * kLanes);
       // The next columns of a rank row lie in other cache lines than the processor expects: it sees a jump to row r + 1.
       for (int c = 0; c < C * kLanes; c += 64 / static_cast<int>(sizeof(T))) __builtin_prefetch(b[r] + from + C * kLanes + c);
-      for (int e = 0; e < E; e++) {
+      MANYLORA_UNROLL for (int e = 0; e < E; e++) {
         const Vec factor = broadcast(gain[e * rank + r]);
-        for (int c = 0; c < C; c++) total[e][c] += factor * columns[c];
+        MANYLORA_UNROLL for (int c = 0; c < C; c++) total[e][c] += factor * columns[c];
       }
     }
-    for (int e = 0; e < E; e++)
-      for (int c = 0; c < C; c++) {
+    MANYLORA_UNROLL for (int e = 0; e < E; e++)
+      MANYLORA_UNROLL for (int c = 0; c < C; c++) {
         float* to = y[e] + from + c * kLanes;
         store(to, load(to) + total[e][c]);
       }
@@ -135,7 +135,7 @@ static void expand_rows(float* const* y, const float* gain, int64_t rank, const 
   from = add_products<T, E, 2>(y, gain, rank, b, from, end);
   from = add_products<T, E, 1>(y, gain, rank, b, from, end);
   if (from == end) return;
-  for (int e = 0; e < E; e++) {
+  MANYLORA_UNROLL for (int e = 0; e < E; e++) {
     Vec total = {};
     for (int64_t r = 0; r < rank; r++) total += broadcast(gain[e * rank + r]) * load_part(b[r] + from, end - from);
     store_part(y[e] + from, load_part(y[e] + from, end - from) + total, end - from);

@@ -26,8 +26,11 @@ std::vector<const Kernels*> supported() {
   std::vector<const Kernels*> sets;
 #if defined(MANYLORA_X86)
   __builtin_cpu_init();
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl"))
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+      __builtin_cpu_supports("avx512dq")) {
+    if (__builtin_cpu_supports("avx512vnni")) sets.push_back(&kAvx512VnniKernels);
     sets.push_back(&kAvx512Kernels);
+  }
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"))
     sets.push_back(&kAvx2Kernels);
 #endif
@@ -135,6 +138,16 @@ NB_MODULE(_core, m) {
       "silu_mul",
       [](A gate_up, I gate_up_stride, A y, I y_stride, I num_rows, I width, int threads) {
         active->silu_mul({at<float>(gate_up), gate_up_stride}, {at<float>(y), y_stride}, num_rows, width, threads);
+      },
+      free_gil);
+  m.def(
+      "int8_product",
+      [](A x, I x_stride, I num_rows, A packed, A scale, A sum, A bias, I outputs, I inputs, A y, I y_stride,
+         int threads) {
+        active->int8_product({at<float>(x), x_stride}, num_rows,
+                             {at<const int8_t>(packed), at<const float>(scale), at<const int32_t>(sum),
+                              at<const float>(bias), outputs, inputs},
+                             {at<float>(y), y_stride}, threads);
       },
       free_gil);
 }

@@ -13,6 +13,13 @@
 
 #include "types.hpp"
 
+// Before a loop over an array of vectors: unrolled at once, the array becomes registers; else it is kept in memory.
+#if defined(__clang__)
+#define MANYLORA_UNROLL _Pragma("unroll")
+#else
+#define MANYLORA_UNROLL _Pragma("GCC unroll 16")
+#endif
+
 namespace manylora::MANYLORA_ISA {
 
 #if defined(__AVX512F__)
@@ -27,6 +34,7 @@ typedef float Vec __attribute__((vector_size(kLanes * 4)));
 typedef uint32_t VecU __attribute__((vector_size(kLanes * 4)));
 typedef int32_t VecI __attribute__((vector_size(kLanes * 4)));
 typedef uint16_t VecH __attribute__((vector_size(kLanes * 2)));
+typedef uint8_t VecB __attribute__((vector_size(kLanes)));
 
 static inline Vec broadcast(float value) { return value - Vec{}; }
 

@@ -67,6 +67,15 @@ struct Rows {
   int64_t stride;
 };
 
+// A weight [outputs, inputs] as eight-bit integers with a scale and the sum of its integers per output; see int8.inl.
+struct Int8Weight {
+  const int8_t* packed;
+  const float* scale;
+  const int32_t* sum;
+  const float* bias;  // or nullptr
+  int64_t outputs, inputs;
+};
+
 // The kernels compiled for one instruction set.
 struct Kernels {
   const char* isa;
@@ -95,12 +104,16 @@ struct Kernels {
 
   // y = silu(gate) * up for gate_up [T, 2 * width].
   void (*silu_mul)(Rows gate_up, Rows y, int64_t num_rows, int64_t width, int threads);
+
+  // y = x W^T + bias, each row of x rounded to 255 steps of its largest magnitude / 127.
+  void (*int8_product)(Rows x, int64_t num_rows, Int8Weight weight, Rows y, int threads);
 };
 
 extern const Kernels kPortableKernels;
 #if defined(MANYLORA_X86)
 extern const Kernels kAvx2Kernels;
 extern const Kernels kAvx512Kernels;
+extern const Kernels kAvx512VnniKernels;
 #endif
 
 }  // namespace manylora
