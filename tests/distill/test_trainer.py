@@ -60,6 +60,7 @@ def test_one_step_comes_closer_to_the_teacher(base_folders: dict[str, Path], tmp
         rank=8,
         batch=8,
         eval_every=30,
+        eval_rows=6,
         guidance=4.0,
         num_solver_steps=4,
         sample_steps=(1, 2, 4),
@@ -86,7 +87,7 @@ def test_one_step_comes_closer_to_the_teacher(base_folders: dict[str, Path], tmp
 
 
 def test_sdxl_is_distilled_and_samples(base_folders: dict[str, Path], tmp_path: Path) -> None:
-    config = tiny_config(base_folders["sdxl"], tmp_path, num_steps=20, batch=2, eval_rows=2, ema_decay=0.9)
+    config = tiny_config(base_folders["sdxl"], tmp_path, num_steps=20, batch=2, ema_decay=0.9)
     report = run(config)
     assert report.num_steps == 20
     assert math.isfinite(report.paired_rmse_after)
