@@ -253,6 +253,23 @@ def test_other_dtypes_are_not_packed(dtype):
     assert product.weight is not None
 
 
+def test_an_integer_product_keeps_its_rounded_weight_only():
+    product = filled_product()
+    weight, x = product.dense_weight().clone(), torch.randn(50, 96)
+
+    product.finish(int8=True)
+
+    assert product.implementation == "int8"
+    assert product.weight is None
+    rounded = product.dense_weight()
+    assert 0 < (rounded - weight).abs().max() < 0.02 * weight.abs().max()
+    want = F.linear(x, rounded, product.bias)
+    error = (product(x) - want).square().mean().sqrt() / want.square().mean().sqrt()
+    assert 0 < error < 0.02, "activations are rounded too"
+    with pytest.raises(ModelError, match="load it again with the device and dtype"):
+        product.to(torch.float64)
+
+
 def test_a_loaded_model_says_that_it_stays_where_it_is():
     with pytest.raises(ModelError, match="load it again with the device and dtype"):
         tiny_model().to(torch.float64)

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from manylora.errors import ConfigError, ModelError
+from manylora.models.dense_attention import DenseAttention
 from manylora.models.loading import MODEL_DTYPES, build_model, load_config, load_model
 from manylora.models.sites import Stack
 from manylora.models.tiny import save_tiny, tiny_config, tiny_model, tiny_weights
@@ -167,9 +168,29 @@ def test_what_is_no_model_is_refused(tmp_path):
 
 
 def test_an_unknown_dtype_is_refused(directory):
-    for dtype in ("int8", torch.int8):
+    for dtype in ("int4", torch.int8):
         with pytest.raises(ConfigError, match="a model's dtype is one of"):
             load_model(directory, dtype=dtype)
+
+
+def test_int8_rounds_the_products_and_nothing_else(directory):
+    exact, rounded = load_model(directory), load_model(directory, dtype="int8")
+    assert {rounded.base_product(0, stack).implementation for stack in Stack} == {"int8"}
+    assert rounded.output.implementation == "int8"
+    assert rounded.dtype == torch.float32
+    assert torch.equal(rounded.embedding, exact.embedding)
+    tokens = torch.arange(24) % exact.config.vocab_size
+    logits = []
+    for model in (exact, rounded):
+        attention = DenseAttention([24], scale=model.config.attention_scale)
+        logits.append(model(tokens, attention.positions, attention))
+    error = (logits[1] - logits[0]).square().mean().sqrt() / logits[0].square().mean().sqrt()
+    assert 0 < error < 0.1
+
+
+def test_int8_is_refused_elsewhere_than_on_a_cpu(directory):
+    with pytest.raises(ConfigError, match="int8 runs on a CPU, got device cuda"):
+        load_model(directory, dtype="int8", device="cuda")
 
 
 def test_the_absent_demo_model_says_how_to_get_it(monkeypatch, tmp_path):

@@ -50,7 +50,11 @@ def register(app: typer.Typer) -> None:
         ] = False,
         as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")] = False,
         dtype: Annotated[
-            str, typer.Option("--dtype", help="Of base weights and KV: float32, bfloat16, float16.")
+            str,
+            typer.Option(
+                "--dtype",
+                help="Of base weights and KV: float32, bfloat16, float16; int8: weights only, on a CPU.",
+            ),
         ] = "float32",
         device: Annotated[str, typer.Option("--device", help="Where to run: cpu, cuda.")] = "cpu",
         **values: Any,

@@ -105,12 +105,12 @@ class Llama(nn.Module):
             slots.update(layer.parameter_slots())
         return slots
 
-    def finish(self) -> None:
-        """Lay the products out for speed, once all slots are filled."""
-        self.output.finish(keep_dense=self.config.tie_embeddings)
+    def finish(self, *, int8: bool = False) -> None:
+        """Lay the products out for speed, once all slots are filled; int8: round their weights to eight bits."""
+        self.output.finish(int8=int8, keep_dense=self.config.tie_embeddings)
         for layer in self._decoder_layers():
             for stack in Stack:
-                layer.product(stack).finish()
+                layer.product(stack).finish(int8=int8)
 
     def base_product(self, layer: int, stack: Stack) -> BaseProduct:
         """The dense product of a stack, for who wants its weight or implementation."""

@@ -25,6 +25,9 @@ MODEL_DTYPES = {
     "float64": torch.float64,
 }
 
+INT8 = "int8"
+"""Dtype of a model whose products are on eight-bit integers; everything else of it, KV too, is float32."""
+
 
 def load_model(
     source: str | Path, *, dtype: torch.dtype | str = "float32", device: torch.device | str = "cpu"
@@ -35,7 +38,8 @@ def load_model(
     Raises:
         ModelError: no such model, an architecture or setting that is not served, a tensor missing, unexpected or
             of another shape than the config says.
-        ConfigError: a dtype not in MODEL_DTYPES.
+        ConfigError: a dtype that is neither in MODEL_DTYPES nor "int8", or "int8" on another device than a CPU.
+        KernelUnavailable: "int8" without the native kernels.
     """
     files = locate(source)
     if files.gguf is not None:
@@ -58,7 +62,12 @@ def build_model(
     device: torch.device | str = "cpu",
 ) -> Llama:
     """Make a decoder of (name, tensor) pairs, named as in transformers; each is read when its turn comes."""
-    model = Llama(config, dtype=_model_dtype(dtype), device=torch.device(device))
+    device, int8 = torch.device(device), dtype == INT8
+    if int8 and device.type != "cpu":
+        raise ConfigError(
+            f"dtype int8 runs on a CPU, got device {device}; choose bfloat16 or float16 there"
+        )
+    model = Llama(config, dtype=torch.float32 if int8 else _model_dtype(dtype), device=device)
     slots = model.parameter_slots()
     others: dict[str, Tensor] = {}
     with torch.inference_mode():
@@ -73,7 +82,7 @@ def build_model(
         raise ModelError(
             f"{config.label}: the weights do not fit its config; missing: {_some(slots)}; unexpected: {_some(others)}"
         )
-    model.finish()
+    model.finish(int8=int8)
     return model
 
 
@@ -83,7 +92,7 @@ def _model_dtype(dtype: torch.dtype | str) -> torch.dtype:
     if dtype in MODEL_DTYPES.values():
         assert isinstance(dtype, torch.dtype)
         return dtype
-    raise ConfigError(f"a model's dtype is one of {list(MODEL_DTYPES)}, got {dtype!r}")
+    raise ConfigError(f"a model's dtype is one of {[*MODEL_DTYPES, INT8]}, got {dtype!r}")
 
 
 def _fill(slot: Tensor, tensor: Tensor, name: str, config: LlamaConfig) -> None:

@@ -1,7 +1,7 @@
 """The base product on eight-bit integers, for CPUs.
 
-Weights keep a scale per output, activations get one per row as they come. torch's dynamic quantised linear scales a whole
-batch at once, so that one outlier row changes everybody's answer; here no row can change another's.
+Weights keep a scale per output, activations get one per row as they come. torch's dynamic quantised linear scales a
+whole batch at once, so that one outlier row changes everybody's answer; here no row can change another's.
 """
 
 # Shapes: T rows, O outputs, D inputs.
@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from manylora.errors import ConfigError
-from manylora.kernels.native import _core
+from manylora.errors import ConfigError, KernelUnavailable
+from manylora.kernels import native
 
 STRIP = 32
 """Outputs that stand side by side in the packed weight; kStrip of int8.inl."""
@@ -39,6 +39,11 @@ class Int8Weight:
     @classmethod
     def from_float(cls, weight: Tensor, bias: Tensor | None = None) -> Int8Weight:
         """Round a weight [O, D] of any float dtype; the largest magnitude of each output becomes LEVELS."""
+        if not native.AVAILABLE:
+            raise KernelUnavailable(
+                "products on eight-bit integers need the native kernels, which are not built here: install a C++ "
+                "compiler and then manylora again, or choose another dtype"
+            )
         if weight.dim() != 2 or weight.device.type != "cpu":
             raise ConfigError(
                 f"weight must be [O, D] on the CPU to be rounded, got {list(weight.shape)} on {weight.device}"
@@ -62,7 +67,7 @@ class Int8Weight:
         x = x.to(torch.float32)
         x = x if x.stride(1) == 1 else x.contiguous()
         y = torch.empty(len(x), O)
-        _core.int8_product(
+        native._core.int8_product(
             x.data_ptr(), x.stride(0), len(x), self.packed.data_ptr(), self.scale.data_ptr(), self.total.data_ptr(),
             0 if self.bias is None else self.bias.data_ptr(), O, D, y.data_ptr(), O, torch.get_num_threads(),
         )  # fmt: skip
