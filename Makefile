@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 CACHE := $(HOME)/.cache/manylora
 MODEL := $(CACHE)/models/SmolLM2-135M-Instruct/model.gguf
 
-.PHONY: demo test check bench show-core icons model install clean help
+.PHONY: demo test check bench show-core show-lcm icons styles model install clean help
 
 help:
 	@echo "make demo       install, then answer chat prompts, each with its own adapter or mixture out of 1,000"
@@ -15,6 +15,8 @@ help:
 	@echo "make bench      time the text engine beside transformers and PEFT (20 minutes; needs an idle machine)"
 	@echo "make show-core  show that the core keeps its promises: a line for each, with figure and bound"
 	@echo "make icons      draw the icons and train the small text-to-image base model (two hours; resumes)"
+	@echo "make styles     draw the styles and train a LoRA on each, once the base is there"
+	@echo "make show-lcm   show that few-step pictures keep their promises"
 	@echo "make clean      remove what these made, the demo's 996 generated adapters included"
 
 install: $(VENV)/installed
@@ -53,8 +55,14 @@ bench: install model
 icons: install
 	PYTHON=$(abspath $(BIN)/python) examples/icons/run.sh
 
+styles: install
+	PYTHON=$(abspath $(BIN)/python) examples/styles/run.sh
+
 show-core: install model
 	$(BIN)/python scripts/show_core.py
+
+show-lcm: install
+	$(BIN)/python scripts/show_lcm.py
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
