@@ -10,6 +10,7 @@ import torch
 
 from manylora.bench.image_judge import JudgeNet, JudgeSize, load_judge, save_judge
 from manylora.errors import ConfigError, ModelError
+from manylora.training import TrainingRun
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 TINY = JudgeSize((4, 8, 8, 16))
@@ -60,7 +61,7 @@ def training(**settings):
 
 
 def train(folder, config=None):
-    said = []
+    said: list[str] = []
     judge = part("judge").train_judge(
         made_data(120, 0), made_data(60, 1), config or training(), folder, said.append
     )
@@ -85,24 +86,20 @@ def test_it_knows_pictures_that_it_has_not_seen(trained):
     assert accuracy["look"] > 0.9
 
 
-def test_a_run_that_is_cut_ends_with_the_same_bits(trained, tmp_path):
+def test_a_run_that_is_cut_ends_with_the_same_bits(trained, tmp_path, monkeypatch):
     _, whole = trained
-    judge_module = part("judge")
-    run = judge_module.TrainingRun
+    steps = TrainingRun.steps
 
-    class Cut(run):
-        def steps(self, losses):
-            for record in super().steps(losses):
-                yield record
-                if record.step == 37:
-                    raise KeyboardInterrupt
+    def cut(self, losses):
+        for record in steps(self, losses):
+            yield record
+            if record.step == 37:
+                raise KeyboardInterrupt
 
-    judge_module.TrainingRun = Cut
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            train(tmp_path)
-    finally:
-        judge_module.TrainingRun = run
+    monkeypatch.setattr(TrainingRun, "steps", cut)
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path)
+    monkeypatch.undo()
     again, said = train(tmp_path)
     assert any("going on from step 20" in line for line in said)
     assert again.sha256 == whole.sha256

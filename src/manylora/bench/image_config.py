@@ -1,0 +1,99 @@
+"""Settings of `manylora bench image`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from manylora.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ImageBenchConfig:
+    base: str
+    """Model whose pictures are judged: a diffusers folder or hub id."""
+
+    judge: Path
+    """Folder of the judge: the classifier, trained on real pictures only, in whose features sets are compared."""
+
+    data: Path
+    """Held-out real pictures: a folder with metadata.jsonl (file_name, text, subjects, kind). Their captions are the
+    prompts, the pictures what generated ones are compared with."""
+
+    train_data: Path | None = None
+    """Pictures for the rows "real pictures" and "through the VAE", which say what a perfect model would get. None: no
+    such rows."""
+
+    table: Literal["sweep", "steps", "universal"] = "steps"
+    """sweep: the teacher's guidance; steps: few steps with and without the LoRA; universal: the LoRA beside styles and
+    in another base."""
+
+    guidance: float = 2.5
+    """The teacher's guidance scale, which is w + 1 of the distillation."""
+
+    guidances: tuple[float, ...] = (1.0, 1.5, 2.0, 2.5, 3.0, 4.0)
+    """Scales of the sweep."""
+
+    loras: Path | None = None
+    """Folder of LoRAs."""
+
+    lcm: str = "lcm"
+    """Name of the LCM-LoRA in it."""
+
+    styles: tuple[str, ...] = ()
+    """Names of style LoRAs in it; the style judge knows them by these names."""
+
+    style_judge: Path | None = None
+    """Folder of the judge that tells styles apart; the table `universal` needs it."""
+
+    finetuned: str = ""
+    """A base that was fine-tuned on something else: the LoRA runs in it untouched."""
+
+    finetuned_look: str | None = None
+    """The style that the fine-tuned base has, by the style judge."""
+
+    full: str = ""
+    """A base with all weights distilled, for comparison."""
+
+    num_prompts: int = 250
+    """Distinct captions."""
+
+    num_seeds: int = 2
+    """Pictures of each."""
+
+    seed: int = 0
+    """Of the pictures' seeds and of the intervals' resamples."""
+
+    batch: int = 32
+    """Pictures of one forward pass."""
+
+    cache: Path = Path("~/.cache/manylora/bench/image")
+    """Where latents and verdicts of finished rows are kept: a killed measurement goes on with the row it was at."""
+
+    out: Path | None = None
+    """Folder for the table (markdown) and the plot (PNG). None: beside the record, or none."""
+
+    record: bool | None = None
+    """Keep the result in benchmarks/records. None: if the working tree is clean."""
+
+    def __post_init__(self) -> None:
+        for name in ("num_seeds", "batch"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.num_prompts < 4:
+            raise ConfigError(
+                f"num_prompts must be at least 4, or no interval says anything; got {self.num_prompts}"
+            )
+        if self.table not in ("sweep", "steps", "universal"):
+            raise ConfigError(f"table must be one of sweep, steps, universal, got {self.table!r}")
+        if not all(1 <= guidance <= 1000 for guidance in (self.guidance, *self.guidances)):
+            raise ConfigError(f"guidance must lie in [1, 1000], got {self.guidance} and {self.guidances}")
+        if self.table != "sweep" and self.loras is None:
+            raise ConfigError(
+                f"table {self.table} runs the LoRA {self.lcm!r}: say where it lies with loras"
+            )
+        if self.table == "universal" and self.style_judge is None:
+            raise ConfigError("table universal asks which style a picture has: give style_judge")
+        if self.table != "universal" and (self.styles or self.finetuned):
+            raise ConfigError("styles and finetuned belong to the table universal")
+        if self.table != "steps" and self.full:
+            raise ConfigError("full belongs to the table steps")
