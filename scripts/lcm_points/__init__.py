@@ -1,0 +1,1 @@
+"""What `make show-lcm` shows, one file a subject."""
