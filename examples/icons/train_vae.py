@@ -32,8 +32,8 @@ NUM_JUDGED = 256
 class VaeTraining:
     """What fixes the VAE's trajectory."""
 
-    num_steps: int = 1300
-    crop_steps: int = 1000
+    num_steps: int = 4500
+    crop_steps: int = 3500
     """Steps on crops, the first ones."""
     crop_size: int = 32
     """Pixels of a crop's side."""

@@ -102,7 +102,7 @@ crown: crown | crown
 hat: top-hat womans-hat | tophat womanshat
 pair of glasses: glasses sunglasses | glasses darksunglasses
 shirt: t-shirt | mansshirt
-heart: red-heart blue-heart green-heart | redheart heartblue heartgreen
+heart: red-heart blue-heart green-heart | redheart heartgreen
 trophy: trophy | trophy
 gift: wrapped-gift | present
 robot: robot |

@@ -28,9 +28,6 @@ from styles.recipes import STYLES, Style
 BASE_SEED = 0
 """Seed of the base's pictures, which decides the pairs that nothing may be trained on."""
 
-OUTSIDE_THEIR_BOX = {("fxemoji", "heartblue")}
-"""Icons that the set draws next to their own picture."""
-
 
 @dataclass(frozen=True)
 class StyleSize:
@@ -108,12 +105,7 @@ def style_drawings(style: Style, folder: Path = SETS_FOLDER) -> dict[str, list[D
         fetch(name, folder)
     by_set = [read_drawings(name, folder) for name in style.sets]
     found = {
-        subject.name: [
-            drawing
-            for drawings in by_set
-            for drawing in drawings.get(subject.name, [])
-            if (drawing.set_name, drawing.icon) not in OUTSIDE_THEIR_BOX
-        ]
+        subject.name: [drawing for drawings in by_set for drawing in drawings.get(subject.name, [])]
         for subject in SUBJECTS
     }
     return {name: drawings for name, drawings in found.items() if drawings}

@@ -43,7 +43,7 @@ COLD_IN_POOL = 6
 class StepTimeConfig:
     """What is measured."""
 
-    resident: int = 16
+    resident: int = 8
     """Requests that decode all the time, each on a resident adapter of its own."""
 
     cold: int = 64
@@ -51,7 +51,7 @@ class StepTimeConfig:
 
     rank: int = 8
 
-    interval_s: float = 0.25
+    interval_s: float = 0.5
     """Time from one cold request to the next."""
 
     slow_s: float = 0.2
@@ -60,7 +60,7 @@ class StepTimeConfig:
     arm_s: float = 8.0
     """How long each arm is timed in each repeat."""
 
-    repeats: int = 5
+    repeats: int = 10
 
     seed: int = 0
 
