@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Makes the small base model: ./run.sh. Fetches icons, draws pictures, trains the VAE, then UNet and text encoder.
-# About 100 minutes on two CPU cores. Run it again after an interruption: each step goes on where it was.
+# About two and a half hours on two CPU cores. Run it again after an interruption: each step goes on where it was.
 set -euo pipefail
 cd "$(dirname "$0")/.." # so that `icons` is a package
 
@@ -11,6 +11,7 @@ python=${PYTHON:-python}
 
 "$python" -m icons.icon_sets
 "$python" -m icons.make_data
+"$python" -u -m icons.judge # frozen before anything that it judges is made
 "$python" -u -m icons.train_vae
 "$python" -m icons.latents
 "$python" -u -m icons.train_base "$@"

@@ -154,7 +154,18 @@ def test_an_error_is_one_message_without_a_traceback(
 
 
 def test_every_option_explains_itself() -> None:
-    for command in (["complete"], ["train", "text"], ["bench", "text"], ["compose"], ["convert"], ["demo"]):
+    for command in (
+        ["complete"],
+        ["train", "text"],
+        ["train", "image"],
+        ["distill"],
+        ["generate"],
+        ["bench", "text"],
+        ["bench", "image"],
+        ["compose"],
+        ["convert"],
+        ["demo"],
+    ):
         result = run(app, [*command, "--help"], env={"COLUMNS": "400"})
         assert result.exit_code == 0
         options = [line for line in result.stdout.splitlines() if "--" in line and "│" in line]

@@ -5,6 +5,7 @@ from typing import Any
 import typer
 
 from manylora.bench.config import BenchConfig
+from manylora.bench.image_config import ImageBenchConfig
 from manylora.cli.fields import command, value_of
 
 
@@ -25,3 +26,15 @@ def register(app: typer.Typer) -> None:
         from manylora.bench.command import bench_text
 
         bench_text(BenchConfig(**value_of(BenchConfig, values)))
+
+    @command(group, "image", ImageBenchConfig)
+    def image(**values: Any) -> None:
+        """Judge few-step pictures: distance to real ones, prompt accuracy. The last line printed is one JSON object.
+
+        Example:
+
+            manylora bench image --table sweep --base pipeline/ --judge judge/ --data held_out/
+        """
+        from manylora.bench.image_command import bench_image
+
+        bench_image(ImageBenchConfig(**value_of(ImageBenchConfig, values)))
