@@ -1,5 +1,6 @@
 """What all tests share: two threads, fixed seeds, and the real model where it has been fetched."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,15 @@ def pytest_configure() -> None:
 @pytest.fixture(autouse=True)
 def _seeds() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """For long runs of tiny operations, in which a second thread is waited for, not used."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,6 @@
 """The hundred names that captions are made of, and the icons of each set that show them.
 
-A name stands for three to eight drawings, so no caption has one right picture. Names were kept when a person
+A name stands for three to sixteen drawings, so no caption has one right picture. Names were kept when a person
 recognises every drawing at 64x64 pixels; drawings on a full square of background (some of fxemoji) were left out.
 """
 

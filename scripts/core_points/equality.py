@@ -19,13 +19,13 @@ from transformers import AutoModelForCausalLM
 
 from core_points.equality_cases import Case, make_cases, write_adapters
 from core_points.equality_oracle import NUM_TOKENS, Oracle, Truth
-from core_points.line import Line
 from manylora.lora.library import Library
 from manylora.models.demo_model import DEMO_MODEL, require_demo_model
 from manylora.models.llama import Llama
 from manylora.models.loading import load_model
 from manylora.models.tokenizer import load_tokenizer
 from manylora.text import Completion, Engine, EngineConfig, SamplingParams
+from points import Line
 
 MAX_GAP = 1e-3
 MIN_EQUAL = 0.98

@@ -3,8 +3,8 @@
 import random
 from collections.abc import Iterator
 
-from core_points.line import Line
 from manylora.text import SamplingParams
+from points import Line
 from tests.text.engines import engine, expect
 
 PARAMS = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)

@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from core_points.line import Line
 from manylora.lora.adapter import Adapter
 from manylora.lora.library import Library
 from manylora.lora.reader import AdapterRef
@@ -16,6 +15,7 @@ from manylora.memory.adapter_cache import AdapterCache
 from manylora.models.sites import base_sites
 from manylora.models.tiny import tiny_config, tiny_model
 from manylora.text import Engine, EngineConfig, SamplingParams
+from points import Line
 
 NUM_ADAPTERS = 1000
 NUM_REQUESTS = 3000

@@ -9,7 +9,6 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM
 
-from core_points.line import Line
 from manylora.lora.library import Library
 from manylora.memory.page_size import MAX_WASTE, choose_page_tokens, worst_adapter_waste
 from manylora.memory.waste import MODELS
@@ -17,6 +16,7 @@ from manylora.models.demo_model import DEMO_MODEL, require_demo_model
 from manylora.models.loading import load_model
 from manylora.models.tiny import save_tiny, tiny_config
 from manylora.models.tokenizer import load_tokenizer
+from points import Line
 from tests.models.oracle import our_logits, their_logits, transformers_model
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from core_points.line import Line
+from points import Line, missing
 
 RECORDS = Path(__file__).parents[2] / "benchmarks" / "records"
 COMMAND = "make bench"
@@ -26,7 +26,7 @@ BOUNDS = {
 def lines() -> Iterator[Line]:
     row = _newest()
     if row is None:
-        yield Line("throughput beside the peers", "no kept record", f"run `{COMMAND}`", False)
+        yield missing("throughput beside the peers", COMMAND)
         return
     yield Line(
         f"record of {row['started'][:10]}, commit {row['commit'][:9]}: `{COMMAND}`",

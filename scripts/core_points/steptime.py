@@ -2,10 +2,10 @@
 
 from collections.abc import Iterator
 
-from core_points.line import Line
 from manylora.bench.steptime import measure_step_times
 from manylora.models.demo_model import DEMO_MODEL
 from manylora.models.loading import load_model
+from points import Line
 
 BOUND = 1.1
 

@@ -2,8 +2,8 @@
 
 from collections.abc import Iterator
 
-from lcm_points.groups import tested
-from lcm_points.line import Line
+from points import Line
+from tested import tested
 
 TRAINER = "tests/distill/test_trainer.py"
 

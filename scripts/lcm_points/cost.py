@@ -14,11 +14,11 @@ from typing import Any
 
 import torch
 
-from lcm_points.groups import ROOT
-from lcm_points.line import Line, missing
 from manylora.distill import DistillConfig
 from manylora.distill.cost import TrainingBytes, training_bytes
 from manylora.distill.learners import DistilledLora, DistilledUnet
+from points import Line, missing
+from tested import ROOT
 from tests.lora.unets import SD15, unet
 
 MIN_RATE = 0.85

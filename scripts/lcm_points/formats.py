@@ -2,8 +2,8 @@
 
 from collections.abc import Iterator
 
-from lcm_points.groups import tested
-from lcm_points.line import Line
+from points import Line
+from tested import tested
 
 ORACLE = "tests/lora/test_diffusers_oracle.py"
 

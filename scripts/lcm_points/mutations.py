@@ -4,8 +4,8 @@ import subprocess
 import sys
 from collections.abc import Iterator
 
-from lcm_points.groups import ROOT
-from lcm_points.line import Line
+from points import Line
+from tested import ROOT
 
 
 def lines() -> Iterator[Line]:

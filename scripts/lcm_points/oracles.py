@@ -9,10 +9,10 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from lcm_points.groups import tested
-from lcm_points.line import Line
 from manylora.diffusion import Prediction, lcm_timesteps, trailing_timesteps
 from manylora.distill import ConsistencyObjective, ObjectiveConfig
+from points import Line
+from tested import tested
 from tests.distill import test_gaussian, test_mixtures
 from tests.distill.closed_forms import SCHEDULE, ExactTeacher, gaussian_flow, quantile_transport, rmse
 from tests.distill.students import AffineStudent, GridStudent, distil_by_adam, one_step

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lcm_points.groups import ROOT
-from lcm_points.line import Line
 from manylora.bench.image_intervals import Interval
 from manylora.bench.image_report import from_json
 from manylora.bench.image_table import RowFigures
+from points import Line
+from tested import ROOT
 
 RECORDS = ROOT / "benchmarks" / "records"
 MIN_PICTURES = 500

@@ -4,11 +4,11 @@ steps, and against its own sampler without the LoRA. Read from the kept record, 
 
 from collections.abc import Callable, Iterator
 
-from lcm_points.line import Line, missing
 from lcm_points.records import Record, newest, percent, thousandth
 from manylora.bench.image_intervals import Interval
 from manylora.bench.image_rows import FREE_SAMPLERS, MANY_STEPS
 from manylora.bench.image_table import RowFigures
+from points import Line, missing
 
 COMMAND = (
     "manylora bench image --table {table} --base BASE --judge JUDGE --data HELD_OUT --train-data TRAIN "

@@ -6,10 +6,10 @@ same classifier's hit rate among the names; both against the same style alone at
 
 from collections.abc import Iterator
 
-from lcm_points.line import Line, missing
 from lcm_points.records import Record, newest, percent
 from manylora.bench.image_rows import MANY_STEPS, STYLE_WEIGHT
 from manylora.bench.image_table import RowFigures
+from points import Line, missing
 
 COMMAND = (
     "manylora bench image --table universal --base BASE --judge JUDGE --style-judge STYLE_JUDGE --data HELD_OUT "

@@ -23,12 +23,7 @@ def _examples_on_the_path():
     sys.path.remove(str(EXAMPLES))
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")  # networks this small only wait for a second one
 
 
 def part(name):

@@ -136,5 +136,7 @@ def test_styles_are_kept_or_not(records, with_lora, is_kept):
 
 
 def test_a_group_of_which_nothing_ran_has_failed():
-    (line,) = part("groups").tested({"none": ["tests/bench/test_image_points.py", "-k", "no_such_test"]})
+    (line,) = importlib.import_module("tested").tested(
+        {"none": ["tests/bench/test_image_points.py", "-k", "no_such_test"]}
+    )
     assert not line.ok

@@ -1,10 +1,8 @@
 """One thread: these tests are long runs of tiny operations, in which a second thread is waited for, not used."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
 from manylora.models.tiny_diffusion import tiny_sd, tiny_sdxl
 
@@ -13,11 +11,8 @@ OTHER = {"sd": "sdxl", "sdxl": "sd"}
 
 
 @pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(num_threads)
+def _one_thread(one_thread: None) -> None:
+    """All of these tests."""
 
 
 @pytest.fixture(scope="session")

@@ -34,13 +34,7 @@ def _examples_on_the_path():
     sys.path.remove(str(EXAMPLES))
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    """Networks this small only wait for a second thread."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")  # networks this small only wait for a second one
 
 
 def part(name):
@@ -65,7 +59,6 @@ def drawings(_examples_on_the_path):
 
 @pytest.fixture(scope="module")
 def image_folder(drawings, tmp_path_factory):
-    pytest.importorskip("resvg_py")
     folder = tmp_path_factory.mktemp("icons") / "data"
     size = part("make_data").DataSize(1, 60, 1, 20, 20)
     part("make_data").write_image_folder(folder, size, drawings, seed=3)
@@ -126,7 +119,6 @@ def all_bytes(folder):
 
 
 def test_one_caption_stands_for_many_pictures(drawings):
-    pytest.importorskip("resvg_py")
     cat = part("vocabulary").SUBJECTS[0]
     scenes = [part("scenes").single_scene(random.Random(i), cat, drawings) for i in range(20)]
     assert {scene.caption for scene in scenes} == {"a cat"}
@@ -136,7 +128,6 @@ def test_one_caption_stands_for_many_pictures(drawings):
 
 @pytest.mark.parametrize("mirrored", [False, True])
 def test_a_drawing_lands_where_its_placement_says(mirrored):
-    pytest.importorskip("resvg_py")
     scenes = part("scenes")
     square = part("icon_sets").Drawing("made", "square", '<path fill="#f00" d="M0 0h16v32H0z"/>', 32, 32)
     placed = scenes.Placement(square, (40.0, 20.0), 16.0, 0.0, mirrored, 0.0)
@@ -149,7 +140,6 @@ def test_a_drawing_lands_where_its_placement_says(mirrored):
 
 
 def test_a_hue_turns_colours_and_leaves_the_background():
-    pytest.importorskip("resvg_py")
     scenes = part("scenes")
     square = part("icon_sets").Drawing("made", "square", '<path fill="#f00" d="M0 0h32v32H0z"/>', 32, 32)
     scene = [

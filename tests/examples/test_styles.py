@@ -115,7 +115,6 @@ def write(folder, style, drawings, seed=3):
 
 
 def test_captions_are_those_of_the_base_without_a_word_for_the_style(drawings, tmp_path):
-    pytest.importorskip("resvg_py")
     rows = write(tmp_path / "data", "paper-cut", drawings)
     assert len(rows) == NUM_SUBJECTS + 6, "subjects that no set shows are left out"
     by_name = {subject.name: subject for subject in part("vocabulary").SUBJECTS}
@@ -128,7 +127,6 @@ def test_captions_are_those_of_the_base_without_a_word_for_the_style(drawings, t
 
 
 def test_the_same_seed_draws_the_same_bytes_and_another_seed_others(drawings, tmp_path):
-    pytest.importorskip("resvg_py")
     for name, seed in (("one", 3), ("two", 3), ("other", 4)):
         write(tmp_path / name, "neon", drawings, seed)
     one, two, other = (
@@ -141,7 +139,6 @@ def test_the_same_seed_draws_the_same_bytes_and_another_seed_others(drawings, tm
 
 
 def test_a_large_drawing_has_no_background_and_lies_where_the_small_one_does(drawings):
-    pytest.importorskip("resvg_py")
     scenes, make_data = part("scenes"), part("make_data")
     scene = scenes.single_scene(random.Random(0), part("vocabulary").SUBJECTS[0], drawings)
     large = make_data._large_and_transparent(scene)

@@ -1,21 +1,16 @@
 """Tiny bases, built once; and one thread: in long runs of tiny operations a second one is waited for, not used."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
 from manylora.models.diffusion_base import DiffusionBase, load_diffusion_base
 from manylora.models.tiny_diffusion import tiny_sd, tiny_sdxl
 
 
 @pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(num_threads)
+def _one_thread(one_thread: None) -> None:
+    """All of these tests."""
 
 
 @pytest.fixture(scope="session")

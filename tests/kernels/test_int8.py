@@ -4,19 +4,9 @@ import pytest
 import torch
 
 from manylora.errors import ConfigError
-from manylora.kernels.native import _core
 from manylora.kernels.native.int8 import LEVELS, Int8Weight
 
 SHAPES = [(1, 1, 1), (1, 576, 192), (3, 37, 45), (12, 64, 32), (13, 70, 33), (29, 130, 300)]  # T, D, O
-
-
-@pytest.fixture(params=_core.isas())
-def isa(request):
-    """The kernels of one instruction set after the other."""
-    chosen = _core.isa()
-    _core.use_isa(request.param)
-    yield request.param
-    _core.use_isa(chosen)
 
 
 def randn(*shape: int, seed: int = 0) -> torch.Tensor:

@@ -14,15 +14,6 @@ from tests.kernels import test_attention, test_lora
 from tests.kernels.cases import LoraBatch, assert_close, make_attention_batch, make_lora_batch
 
 
-@pytest.fixture(params=_core.isas())
-def isa(request):
-    """The kernels of one instruction set after the other."""
-    chosen = _core.isa()
-    _core.use_isa(request.param)
-    yield request.param
-    _core.use_isa(chosen)
-
-
 def test_the_widest_instruction_set_is_used():
     assert _core.isa() == _core.isas()[0]
     assert _core.isas()[-1] == "portable"

@@ -67,7 +67,10 @@ def unet() -> nn.Module:
 
 
 def token_inputs(num_rows: int) -> Inputs:
-    return {"input_ids": torch.randint(0, 50, (num_rows, 7))}
+    """Of every other row the last two tokens are padding."""
+    mask = torch.ones(num_rows, 7, dtype=torch.long)
+    mask[::2, 5:] = 0
+    return {"input_ids": torch.randint(0, 50, (num_rows, 7)), "attention_mask": mask}
 
 
 def image_inputs(num_rows: int) -> Inputs:
@@ -89,7 +92,7 @@ CASES = {
     "encoder": Case(
         encoder,
         token_inputs,
-        lambda out: out.last_hidden_state,
+        lambda out: torch.cat([out.last_hidden_state, out.pooler_output[:, None]], dim=1),
         {
             "plain": lora("query value", 4, 4),
             "rslora": lora("key dense", 16, 4, use_rslora=True),

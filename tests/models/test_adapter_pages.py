@@ -112,6 +112,26 @@ def test_pages_of_others_are_untouched(adapters: list[Adapter], seed: int) -> No
     assert (pool[torch.from_numpy(foreign)] == POISON).all()
 
 
+@settings(deadline=None, max_examples=60)
+@given(adapter=some_adapters)
+def test_no_two_rows_overlap_or_cross_a_page(adapter: Adapter) -> None:
+    image = AdapterPages(poisoned_pool(1), STACKS).layout(adapter)
+    taken = np.zeros((image.num_pages, PAGE_BYTES), dtype=int)
+    # In the order in which the kernels read them: the A of a stack's sites, then the B of each.
+    present = [[adapter.sites[site] for site in stack if site in adapter.sites] for stack in STACKS]
+    rows = [
+        row
+        for pairs in present
+        for matrix in ([pair.lora_a for pair in pairs] + [pair.lora_b.t() for pair in pairs])
+        for row in matrix
+    ]
+    for row, page, offset in zip(rows, image.page, image.offset, strict=True):
+        assert offset + row.nbytes <= PAGE_BYTES
+        taken[page, offset : offset + row.nbytes] += 1
+    assert taken.max() == 1
+    assert taken.any(axis=1).all(), "a page is empty"
+
+
 def test_one_image_goes_to_any_pages() -> None:
     pool = poisoned_pool(NUM_PAGES)
     pages = AdapterPages(pool, STACKS)

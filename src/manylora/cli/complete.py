@@ -53,7 +53,7 @@ def register(app: typer.Typer) -> None:
             str,
             typer.Option(
                 "--dtype",
-                help="Of base weights and KV: float32, bfloat16, float16; int8: faster on a CPU, coarser (LOG.md).",
+                help="Of base weights and KV: float32, bfloat16, float16; int8: faster on a CPU, coarser.",
             ),
         ] = "float32",
         device: Annotated[str, typer.Option("--device", help="Where to run: cpu, cuda.")] = "cpu",

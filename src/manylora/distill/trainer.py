@@ -42,6 +42,7 @@ from manylora.training.hardware import describe_environment, make_accelerator
 from manylora.training.loop import StepRecord, TrainingRun
 from manylora.training.plot import plot_losses
 from manylora.training.progress import with_progress
+from manylora.training.resume import take_up
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -152,8 +153,6 @@ class Distillation:
 
     def begin(self) -> None:
         """Take up the run where it stands, or begin it; says what was left out of the data and what memory it takes."""
-        if not self.config.resume:
-            self.run.forget()
         for name, reason in list(self.pictures.left_out.items())[:10]:
             self.console.print(f"left out {name}: {reason}", soft_wrap=True)
         told = about(self.pictures)
@@ -163,11 +162,7 @@ class Distillation:
             f"memory: {training_bytes(self.learner, self.ema is not None)}",
             soft_wrap=True,
         )
-        if self.run.resume():
-            self.console.print(
-                f"going on from step {self.run.step} of {self.config.num_steps} in {self.run.folder}",
-                soft_wrap=True,
-            )
+        take_up(self.run, self.console, resume=self.config.resume)
         self.looks.prepare(self.teacher, self.run.fingerprint)
         self.board = Board(self.run.folder / "tensorboard", self.run.step)
 

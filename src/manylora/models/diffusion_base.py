@@ -21,9 +21,7 @@ from torch import Tensor, nn
 from manylora.diffusion import (
     Denoiser,
     Network,
-    NoiseSchedule,
     PairNetwork,
-    Prediction,
     denoiser,
     guided_denoiser,
 )
@@ -108,27 +106,14 @@ def run_unet_pair(
 
 
 @dataclass(frozen=True, eq=False)
-class DiffusionBase:
-    """The networks of one model, frozen and in evaluation mode, and what is known of them."""
+class DiffusionBase(DiffusionParts):
+    """The networks of one model, and what is known of them."""
 
     kind: Kind
-    unet: Any
-    """diffusers' UNet2DConditionModel."""
-    vae: Any
-    """diffusers' AutoencoderKL."""
-    text_encoders: tuple[Any, ...]
-    """transformers' CLIP text encoders: one for SD, two for SDXL."""
-    tokenizers: tuple[Any, ...]
-    schedule: NoiseSchedule
-    prediction: Prediction
     default_size: int
     """Side of the pictures that it was trained on, in pixels."""
-    empty_is_zero: bool
-    """Whether no prompt at all is a row of zeros (SDXL's `force_zeros_for_empty_prompt`), not the empty text."""
     path: str
     """The folder or hub id that it was loaded from."""
-    folder: Path
-    """Where its files lie on this machine."""
 
     @property
     def device(self) -> torch.device:
@@ -292,17 +277,10 @@ def load_diffusion_base(
     """
     parts = load_parts(source, dtype=dtype, device=torch.device(device))
     return DiffusionBase(
+        **vars(parts),
         kind="sd" if len(parts.text_encoders) == 1 else "sdxl",
-        unet=parts.unet,
-        vae=parts.vae,
-        text_encoders=parts.text_encoders,
-        tokenizers=parts.tokenizers,
-        schedule=parts.schedule,
-        prediction=parts.prediction,
         default_size=_side(parts),
-        empty_is_zero=parts.empty_is_zero,
         path=str(source),
-        folder=parts.folder,
     )
 
 

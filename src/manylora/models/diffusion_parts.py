@@ -34,16 +34,21 @@ _HUB_IGNORED = ["*.fp16.*", "*non_ema*", "*openvino*", "*flax*", "*.onnx*"]
 
 @dataclass(frozen=True, eq=False)
 class DiffusionParts:
-    """The networks of a pipeline, frozen, on their device."""
+    """The networks of a pipeline, frozen and in evaluation mode, on their device."""
 
     folder: Path
+    """Where its files lie on this machine."""
     unet: Any
+    """diffusers' UNet2DConditionModel."""
     vae: Any
+    """diffusers' AutoencoderKL."""
     text_encoders: tuple[Any, ...]
+    """transformers' CLIP text encoders: one for SD, two for SDXL."""
     tokenizers: tuple[Any, ...]
     schedule: NoiseSchedule
     prediction: Prediction
     empty_is_zero: bool
+    """Whether no prompt at all is a row of zeros (SDXL's `force_zeros_for_empty_prompt`), not the empty text."""
 
 
 def load_parts(source: str | Path, *, dtype: torch.dtype, device: torch.device) -> DiffusionParts:

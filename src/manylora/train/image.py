@@ -1,6 +1,5 @@
 """`manylora train image`: LoRA fine-tuning of a diffusion model's UNet on captioned pictures."""
 
-import math
 import random
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
@@ -17,12 +16,14 @@ from manylora.train.image_encoded import NO_CAPTION, EncodedPictures, encode_pic
 from manylora.train.image_look import Look
 from manylora.train.image_model import ImageStudent, step_losses
 from manylora.train.image_output import DTYPES, refuse_to_replace, write_adapter
+from manylora.train.plan import loop_config, num_steps, steps_per_epoch
 from manylora.train.text_output import command_line
 from manylora.training.disk import disk_errors
 from manylora.training.hardware import describe_environment, make_accelerator
-from manylora.training.loop import LoopConfig, TrainingRun
+from manylora.training.loop import TrainingRun
 from manylora.training.plot import plot_losses
 from manylora.training.progress import with_progress
+from manylora.training.resume import take_up
 
 # Settings that say where things go, or when and how a run is looked at: a continued run may change them. The base and
 # the pictures are known by what they hold.
@@ -105,13 +106,13 @@ def _train(
     steps = _StepPlan(data.train_rows, config)
     run = TrainingRun(
         config.run_folder,
-        _loop_config(config, steps.num_steps),
+        loop_config(config, steps.num_steps),
         student.parameters,
         student.accelerator,
         {**_fingerprint(config), **data.hashes, **known},
     )
     look = Look(student, data.held_out, data.held_out_rows, run, known["size"])
-    _begin(run, config, console)
+    take_up(run, console, resume=config.resume)
     look.begin()
     records = run.steps(step_losses(student, data.train, steps.batches))
     for record in with_progress(
@@ -147,9 +148,8 @@ class _StepPlan:
 
     def __init__(self, rows: list[int], config: ImageTrainConfig) -> None:
         self.config = config
-        self.steps_per_epoch = math.ceil(math.ceil(len(rows) / config.batch_rows) / config.accumulate)
-        wanted = max(1, round(self.steps_per_epoch * config.epochs))
-        self.num_steps = wanted if config.max_steps is None else min(wanted, config.max_steps)
+        self.steps_per_epoch = steps_per_epoch(config, len(rows))
+        self.num_steps = num_steps(config, len(rows))
         self._order = lru_cache(maxsize=1)(lambda epoch: _shuffled(rows, f"{config.seed}/{epoch}"))
 
     def batches(self, step: int) -> list[list[int]]:
@@ -209,29 +209,8 @@ def _tell(path: Path, encoded: EncodedPictures, folder: Path, console: Console) 
         )
 
 
-def _loop_config(config: ImageTrainConfig, num_steps: int) -> LoopConfig:
-    return LoopConfig(
-        num_steps=num_steps,
-        learning_rate=config.learning_rate,
-        warmup_steps=min(num_steps - 1, round(num_steps * config.warmup_fraction)),
-        weight_decay=config.weight_decay,
-        max_grad_norm=config.max_grad_norm,
-        checkpoint_every=config.checkpoint_every,
-    )
-
-
 def _fingerprint(config: ImageTrainConfig) -> dict[str, Any]:
     return {f.name: getattr(config, f.name) for f in fields(config) if f.name not in _NOT_OF_THE_TRAJECTORY}
-
-
-def _begin(run: TrainingRun, config: ImageTrainConfig, console: Console) -> None:
-    """Take up the run where it stands."""
-    if not config.resume:
-        run.forget()
-    if run.resume():
-        console.print(
-            f"going on from step {run.step} of {run.config.num_steps} in {run.folder}", soft_wrap=True
-        )
 
 
 def _record(

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from manylora.errors import DataError
+from manylora.train.json_lines import json_object
 
 METADATA = "metadata.jsonl"
 PICTURE_SUFFIXES = ("png", "jpg", "jpeg", "webp", "bmp")
@@ -71,12 +72,7 @@ def _read_folder(folder: Path) -> Iterator[PictureFile]:
 
 
 def _checked_line(line: str, where: str) -> tuple[str, str]:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise DataError(f"{where}: not JSON: {error}") from error
-    if not isinstance(row, dict):
-        raise DataError(f"{where}: expected a JSON object, got {type(row).__name__}")
+    row = json_object(line, where)
     name, caption = row.get("file_name"), row.get("text")
     if not isinstance(name, str) or not name:
         raise DataError(f"{where}: 'file_name' must be the name of a file, got {name!r}")

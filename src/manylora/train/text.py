@@ -1,6 +1,5 @@
 """`manylora train text`: LoRA fine-tuning of a causal language model on a JSONL file."""
 
-import math
 from dataclasses import asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
@@ -9,15 +8,17 @@ from typing import Any
 from rich.console import Console
 
 from manylora.errors import DataError
+from manylora.train.plan import loop_config, num_steps, steps_per_epoch
 from manylora.train.text_config import TextTrainConfig
 from manylora.train.text_data import Dataset, plan_batches, tokenize_rows
 from manylora.train.text_model import TextStudent, load_base, step_losses
 from manylora.train.text_output import command_line, refuse_to_replace, write_adapter
 from manylora.train.text_rows import Row, content_hash, read_rows, split_rows
 from manylora.training.hardware import describe_environment, make_accelerator
-from manylora.training.loop import LoopConfig, TrainingRun
+from manylora.training.loop import TrainingRun
 from manylora.training.plot import plot_losses
 from manylora.training.progress import with_progress
+from manylora.training.resume import take_up
 
 # Settings that say where things go or how often they are kept: a continued run may change them.
 _NOT_OF_THE_TRAJECTORY = {
@@ -77,7 +78,7 @@ def train_text(config: TextTrainConfig, console: Console | None = None) -> Train
     hashes = {"data_hash": content_hash(rows), "eval_hash": content_hash(eval_rows)}
     run = TrainingRun(
         config.run_folder,
-        _loop_config(config, steps.num_steps),
+        loop_config(config, steps.num_steps),
         student.parameters,
         accelerator,
         _fingerprint(config) | hashes,
@@ -118,9 +119,8 @@ class _StepPlan:
 
     def __init__(self, lengths: list[int], config: TextTrainConfig) -> None:
         self.lengths, self.config = lengths, config
-        self.steps_per_epoch = math.ceil(math.ceil(len(lengths) / config.batch_rows) / config.accumulate)
-        wanted = max(1, round(self.steps_per_epoch * config.epochs))
-        self.num_steps = wanted if config.max_steps is None else min(wanted, config.max_steps)
+        self.steps_per_epoch = steps_per_epoch(config, len(lengths))
+        self.num_steps = num_steps(config, len(lengths))
 
     def batches(self, step: int) -> list[list[int]]:
         epoch, index = divmod(step, self.steps_per_epoch)
@@ -148,17 +148,6 @@ def _checked(data: Dataset, what: str, config: TextTrainConfig, console: Console
     return data
 
 
-def _loop_config(config: TextTrainConfig, num_steps: int) -> LoopConfig:
-    return LoopConfig(
-        num_steps=num_steps,
-        learning_rate=config.learning_rate,
-        warmup_steps=min(num_steps - 1, round(num_steps * config.warmup_fraction)),
-        weight_decay=config.weight_decay,
-        max_grad_norm=config.max_grad_norm,
-        checkpoint_every=config.checkpoint_every,
-    )
-
-
 def _fingerprint(config: TextTrainConfig) -> dict[str, Any]:
     settings = {
         f.name: getattr(config, f.name) for f in fields(config) if f.name not in _NOT_OF_THE_TRAJECTORY
@@ -170,12 +159,7 @@ def _begin(
     run: TrainingRun, student: TextStudent, held_out: Dataset, config: TextTrainConfig, console: Console
 ) -> None:
     """Take up the run where it stands, or measure the base and begin."""
-    if not config.resume:
-        run.forget()
-    if run.resume():
-        console.print(
-            f"going on from step {run.step} of {run.config.num_steps} in {run.folder}", soft_wrap=True
-        )
+    if take_up(run, console, resume=config.resume):
         return
     before = student.base_loss(held_out.examples, config.batch_rows)
     run.notes["eval_loss_before"] = before

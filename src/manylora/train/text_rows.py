@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from manylora.errors import DataError
+from manylora.train.json_lines import json_object
 
 Row = dict[str, Any]
 ROLES = ("system", "user", "assistant")
@@ -63,12 +64,7 @@ def content_hash(rows: Sequence[Row]) -> str:
 
 
 def _checked_row(line: str, where: str) -> Row:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise DataError(f"{where}: not JSON: {error}") from error
-    if not isinstance(row, dict):
-        raise DataError(f"{where}: expected a JSON object, got {type(row).__name__}")
+    row = json_object(line, where)
     if row.keys() == {"prompt", "completion"}:
         for key in ("prompt", "completion"):
             if not isinstance(row[key], str) or not row[key]:

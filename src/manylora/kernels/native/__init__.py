@@ -1,7 +1,8 @@
 """The kernels in C++, for CPUs: rank rows, keys and values are read where they lie, nothing is gathered.
 
-One binary holds every kernel for AVX-512, for AVX2 with FMA and for any processor; the widest that this one has is
-used. Computes in float32. Activations in bfloat16 or float16 are widened for the call and rounded after it.
+One binary holds every kernel for AVX-512 (with VNNI and without), for AVX2 with FMA and for any processor; the widest
+set that this one has is used. Computes in float32. Activations in bfloat16 or float16 are widened for the call and
+rounded after it.
 """
 
 # Shapes: as in segments.py and kv.py; H query heads.

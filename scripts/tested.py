@@ -6,9 +6,9 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from lcm_points.line import Line
+from points import Line
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 
 
 def tested(groups: Mapping[str, Sequence[str]]) -> Iterator[Line]:
