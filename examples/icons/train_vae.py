@@ -32,7 +32,7 @@ NUM_JUDGED = 256
 class VaeTraining:
     """What fixes the VAE's trajectory."""
 
-    num_steps: int = 4500
+    num_steps: int = 4000
     crop_steps: int = 3500
     """Steps on crops, the first ones."""
     crop_size: int = 32
