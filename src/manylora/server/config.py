@@ -11,17 +11,51 @@ from manylora.errors import ConfigError
 class ServerConfig:
     """What `manylora serve` offers to whom. Each field is an option of the command."""
 
+    model: str
+    """Base model: a folder, a GGUF file, a hub id, or smollm2-135m-instruct."""
+
+    adapters: tuple[str, ...] = ()
+    """Folder or URL (s3://.., https://.., hf://..) that holds adapters; repeatable. Nothing else is ever read."""
+
+    dtype: str = "float32"
+    """Of base weights and KV: float32, bfloat16, float16; int8: faster on a CPU, coarser."""
+
+    device: str = "cpu"
+    """Where to run: cpu, cuda."""
+
+    served_model_name: str | None = None
+    """The name by which requests call the base; by default the model's own."""
+
+    policy: Literal["fcfs", "cluster", "fair", "slo"] = "fcfs"
+    """Who goes first. fcfs: in order of arrival; cluster: few distinct adapters at a time; fair: tenants and adapters
+    get equal shares; slo: by the deadline of the first token, refusing early what cannot make it."""
+
+    policy_options: tuple[str, ...] = ()
+    """Options of the policy, as name=value with commas between: max_distinct=16,max_overtaken=64."""
+
+    first_token_deadline_s: float | None = None
+    """Deadline of the first token where a request names none. Only the policy `slo` heeds deadlines."""
+
+    cache_dir: Path | None = None
+    """Where adapters of remote roots are copied to; by default in the user's cache folder."""
+
+    max_cache_bytes: int | None = None
+    """Beyond this, copies that were not used for longest are removed. None: never."""
+
+    max_rank: int | None = None
+    """Adapters with a larger rank at any site are refused. None: any rank."""
+
+    max_adapter_bytes: int | None = None
+    """Adapters with larger weights are refused before they are read or fetched. None: any size."""
+
+    api_keys: Path | None = None
+    """JSON file of API keys, each with its tenant and the adapters it may see. Without it everybody may see all."""
+
     host: str = "127.0.0.1"
     """Address to listen on; 0.0.0.0 is every address of the machine."""
 
     port: int = 8000
     """Port to listen on; 0 takes a free one, which the start-up line names."""
-
-    served_model_name: str | None = None
-    """The name by which requests call the base; by default the model's own."""
-
-    api_keys: Path | None = None
-    """JSON file of API keys, each with its tenant and the adapters it may see. Without it everybody may see all."""
 
     max_body_bytes: int = 4 << 20
     """Largest body of a request; more is answered with 413."""
@@ -30,48 +64,65 @@ class ServerConfig:
     """Longest that a client may take to send a request's body."""
 
     client_timeout_s: float = 30.0
-    """Longest that a client may leave what was sent to it unread; then its request is cancelled."""
+    """Longest that a client may leave unread what was sent to it; then its request is cancelled."""
 
-    max_backlog: int = 1024
-    """Most steps' worth of an answer that wait for a client to read them; then its request is cancelled."""
+    max_backlog: int = 4096
+    """Most pieces of an answer that wait for a client to read them; then its request is cancelled."""
 
     request_timeout_s: float | None = None
-    """Longest that a request may take from its acceptance to its end; then it is cancelled. None: no limit."""
+    """Longest that a request may take from its acceptance to its end; then it fails. None: no limit."""
 
     call_timeout_s: float = 60.0
     """Longest that an answer about adapters may take: listing, loading, unloading, pinning."""
 
-    keep_alive_s: float = 5.0
+    keep_alive_s: int = 5
     """How long a connection may be idle between requests."""
 
     start_timeout_s: float = 600.0
     """Longest that loading the model may take."""
 
     drain_timeout_s: float = 30.0
-    """On SIGTERM and SIGINT, how long requests under way may go on before they are cancelled."""
-
-    first_token_deadline_s: float | None = None
-    """Deadline of the first token where a request names none; the policy `slo` refuses what cannot make it."""
+    """On SIGTERM and SIGINT, how long requests under way may go on before they are cancelled. 0: not at all."""
 
     log_format: Literal["text", "json"] = "text"
-    """Access log for people, or one JSON object a line."""
+    """Logs, the access log among them, for people or as one JSON object a line."""
 
     def __post_init__(self) -> None:
-        for name in (
-            "max_body_bytes",
-            "body_timeout_s",
-            "client_timeout_s",
-            "max_backlog",
-            "call_timeout_s",
-            "keep_alive_s",
-            "start_timeout_s",
-        ):
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"{name} must be above 0, got {getattr(self, name)}")
-        for name in ("request_timeout_s", "first_token_deadline_s"):
-            if getattr(self, name) is not None and not getattr(self, name) > 0:
-                raise ConfigError(f"{name} must be above 0 or none, got {getattr(self, name)}")
-        if self.drain_timeout_s < 0:
+        for name in _POSITIVE:
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ConfigError(f"{name} must be above 0, got {value}")
+        if not self.drain_timeout_s >= 0:
             raise ConfigError(f"drain_timeout_s must be 0 or more, got {self.drain_timeout_s}")
         if not 0 <= self.port <= 65535:
             raise ConfigError(f"port must be from 0 to 65535, got {self.port}")
+        self.policy_values  # noqa: B018  # refuses what it cannot read
+
+    @property
+    def policy_values(self) -> dict[str, float]:
+        """`policy_options` by name; whole numbers are ints.
+
+        Raises:
+            ConfigError: a part that is not name=number.
+        """
+        values: dict[str, float] = {}
+        for part in self.policy_options:
+            name, _, number = part.partition("=")
+            try:
+                values[name.strip()] = float(number) if {*number} & {*".en"} else int(number)
+            except ValueError:
+                raise ConfigError(f"policy_options are name=number, got {part!r}") from None
+        return values
+
+
+_POSITIVE = (
+    "first_token_deadline_s",
+    "max_body_bytes",
+    "body_timeout_s",
+    "client_timeout_s",
+    "max_backlog",
+    "request_timeout_s",
+    "call_timeout_s",
+    "keep_alive_s",
+    "start_timeout_s",
+)
