@@ -37,6 +37,7 @@ class Noise:
     captions: tuple[str, ...] = CAPTIONS
     left_out: tuple[()] = ()
     content_hash: str = "noise"
+    num_cut: int = 0
 
     @property
     def caption_rows(self) -> Any:

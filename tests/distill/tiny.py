@@ -27,6 +27,7 @@ class TinyPictures:
     captions: Sequence[str] = CAPTIONS
     left_out: Mapping[str, str] = field(default_factory=dict)
     content_hash: str = "tiny"
+    num_cut: int = 0
 
     @property
     def caption_rows(self) -> NDArray[np.int64]:

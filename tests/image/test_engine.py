@@ -140,10 +140,16 @@ def test_the_base_is_never_touched(sd: DiffusionBase, library: Library) -> None:
 
 
 BAD: list[tuple[MixtureLike, ImageParams, type[ManyLoraError], list[str]]] = [
-    ("of-sdxl", ImageParams(seed=1), AdapterMismatchError, ["random-3", "sites in 'StableDiffusion'"]),
+    ("of-sdxl", ImageParams(seed=1), AdapterMismatchError, ["random-3", "/sd'"]),
     ("lmc", ImageParams(seed=1), AdapterNotFoundError, ["'lmc'", "Did you mean 'lcm'"]),
     ({"lcm": float("nan")}, ImageParams(seed=1), RequestError, ["'lcm'", "finite", "nan"]),
     ({"lcm": 1e30}, ImageParams(seed=1), RequestError, ["latent at step", "lcm:1e30", "lower"]),
+    (
+        None,
+        ImageParams(guidance=2.0, negative_prompt="red " * 90),
+        RequestError,
+        ["24 tokens", "/sd'", "red red"],
+    ),
     (None, ImageParams(width=17), RequestError, ["width", "multiple of 2", "17", "16 or 18"]),
     (None, ImageParams(strength=0.5), RequestError, ["strength", "picture to start from"]),
     (None, ImageParams(steps=51), RequestError, ["steps", "50", "51"]),

@@ -56,6 +56,15 @@ def test_what_is_stored_is_what_the_base_makes(base, pictures, tmp_path):
     assert not torch.allclose(nothing.embeddings, conditions.embeddings[:1], atol=1e-2)
 
 
+def test_captions_whose_ends_are_cut_are_counted(base, tmp_path):
+    picture, caption = disc(0)
+    long = f"{caption} " + "red " * base.tokenizers[0].model_max_length
+    assert not base.cut_off(caption)
+    assert base.cut_off(long).split()[-1] == "red"
+    path = write_folder(tmp_path / "pictures", [(picture, caption), (picture, long), (picture, long)])
+    assert encode(base, path, tmp_path / "encoded").num_cut == 1  # distinct captions
+
+
 def test_the_same_is_encoded_once_and_other_pictures_anew(base, pictures, tmp_path, monkeypatch):
     first = encode(base, pictures, tmp_path / "encoded")
     calls = []

@@ -34,6 +34,11 @@ class Pictures(Protocol):
     @property
     def content_hash(self) -> str: ...
 
+    @property
+    def num_cut(self) -> int:
+        """Captions longer than the text encoder takes, whose ends it does not see."""
+        ...
+
     def __len__(self) -> int: ...
 
     def latents_of(self, rows: Sequence[int]) -> Tensor: ...  # [B, 4, h, w]
@@ -89,5 +94,6 @@ def about(pictures: Pictures) -> dict[str, Any]:
         "num_captions": len(pictures.captions),
         "num_without_caption": int(empty),
         "num_left_out": len(pictures.left_out),
+        "num_captions_cut": pictures.num_cut,
         "content_hash": pictures.content_hash,
     }

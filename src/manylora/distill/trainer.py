@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from rich.console import Console
-from safetensors import SafetensorError
 from torch import Tensor
 
 from manylora.diffusion import guidance_weight
@@ -36,8 +35,8 @@ from manylora.distill.objective import ConsistencyObjective, Draw
 from manylora.distill.output import refuse_to_replace, write_result
 from manylora.distill.pictures import Pictures, RowOrder, about, batch_of, generator_at
 from manylora.distill.probe import Sampling
-from manylora.errors import TrainingError
 from manylora.models.diffusion_base import DiffusionBase, load_diffusion_base
+from manylora.training.disk import disk_errors
 from manylora.training.hardware import describe_environment, make_accelerator
 from manylora.training.loop import StepRecord, TrainingRun
 from manylora.training.plot import plot_losses
@@ -92,7 +91,7 @@ def distill(
     """
     console = console or Console(stderr=True)
     refuse_to_replace(config.out)
-    with _disk_errors(config):
+    with disk_errors(config.run_folder, config.out):
         distillation = Distillation(config, base, pictures, console)
         distillation.begin()
         records = distillation.steps()
@@ -158,7 +157,8 @@ class Distillation:
         told = about(self.pictures)
         self.console.print(
             f"{told['num_pictures']} pictures, {told['num_captions']} captions, {told['num_left_out']} left out, "
-            f"{told['num_without_caption']} without a caption; "
+            f"{told['num_without_caption']} without a caption, {told['num_captions_cut']} captions cut to what the "
+            "text encoder takes; "
             f"memory: {training_bytes(self.learner, self.ema is not None)}",
             soft_wrap=True,
         )
@@ -258,20 +258,3 @@ class Distillation:
             },
             "environment": describe_environment(self.accelerator.device),
         }
-
-
-@contextmanager
-def _disk_errors(config: DistillConfig) -> Iterator[None]:
-    """Say what a failed write means: nothing of the run is lost but the steps since its last checkpoint."""
-    try:
-        yield
-    # The libraries that write tensors wrap the system's error in their own.
-    except (OSError, SafetensorError) as error:
-        kept = sorted((config.run_folder / "checkpoints").glob("step-*"))
-        last_good = (
-            f"The last good checkpoint is kept: {kept[-1]}." if kept else "No checkpoint was written yet."
-        )
-        raise TrainingError(
-            f"a file of the run in {config.run_folder} or of {config.out} cannot be written or read: {error}. "
-            f"{last_good} Make room and run the same command again."
-        ) from error

@@ -28,19 +28,6 @@ class DiffusionModel(nn.Module):
             )
 
 
-class StableDiffusion(DiffusionModel):
-    """By whose name messages call a base with one text encoder."""
-
-
-class StableDiffusionXL(DiffusionModel):
-    """By whose name messages call a base with two text encoders."""
-
-
-def attachable(base: DiffusionBase) -> DiffusionModel:
-    """Return what adapters of this base are attached to."""
-    return (StableDiffusion if base.kind == "sd" else StableDiffusionXL)(base)
-
-
 def fitting(
     lora: Attached, requests: Sequence[ImageRequest]
 ) -> tuple[list[ImageRequest], list[tuple[ImageRequest, ManyLoraError]]]:

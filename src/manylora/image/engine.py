@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from manylora.errors import AdapterError, ConfigError, ManyLoraError, RequestError
-from manylora.image.adapters import attachable, fitting
+from manylora.image.adapters import DiffusionModel, fitting
 from manylora.image.batch import ImageBatch
 from manylora.image.config import ImageEngineConfig
 from manylora.image.intake import Intake
@@ -54,7 +54,9 @@ class ImageEngine:
         self._library = library
         self._intake = Intake(base, library)
         self._scheduler = ImageScheduler(self.config.max_batch)
-        self._lora = attach(attachable(base), library, memory_bytes=self.config.adapter_bytes)
+        self._lora = attach(
+            DiffusionModel(base), library, memory_bytes=self.config.adapter_bytes, name=base.path
+        )
         self._batch: ImageBatch | None = None
         self._identities: dict[str, AdapterId] = {}
         """What the names mean that the running batch uses."""

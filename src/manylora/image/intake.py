@@ -35,11 +35,14 @@ class Intake:
         """Make the n pictures of a request, each with its size and its seed.
 
         Raises:
-            RequestError: a prompt that is no text; a size, a number of steps or a mixture that cannot be run.
+            RequestError: a prompt that is no text, or longer than the text encoder takes; a size, a number of steps
+                or a mixture that cannot be run.
             AdapterNotFoundError: a name that the library does not hold.
         """
         if not isinstance(prompt, str):
             raise RequestError(f"expected the prompt as text, got {type(prompt).__name__}")
+        for text in (prompt, params.negative_prompt or ""):
+            self._check_length(text)
         parsed = Mixture.parse(mixture)
         for name in parsed.names:
             self._library.locate(name)
@@ -82,6 +85,14 @@ class Intake:
             seed=secrets.randbits(32) if params.seed is None else params.seed,
             strength=(params.strength or DEFAULT_STRENGTH) if image is not None else None,
         )
+
+    def _check_length(self, prompt: str) -> None:
+        if cut := self._base.cut_off(prompt):
+            limit = min(tokenizer.model_max_length for tokenizer in self._base.tokenizers)
+            raise RequestError(
+                f"the prompt is longer than the {limit} tokens, marks included, that the text encoder of "
+                f"'{self._base.path}' takes; its end would have no effect: {cut!r}. Make it shorter"
+            )
 
     def _check_side(self, name: str, side: int) -> None:
         factor = self._base.latent_factor

@@ -37,7 +37,9 @@ WIDEST_ITEMSIZE = 4
 """Bytes of the widest dtype an adapter may have."""
 
 
-def attach(model: nn.Module, library: Library, *, memory_bytes: int = 256 << 20) -> "Attached":
+def attach(
+    model: nn.Module, library: Library, *, memory_bytes: int = 256 << 20, name: str | None = None
+) -> "Attached":
     """Let a model run a mixture of the library's adapters for each row of its batch.
 
     For inference: gradients do not flow through the adapters.
@@ -48,16 +50,17 @@ def attach(model: nn.Module, library: Library, *, memory_bytes: int = 256 << 20)
         library: where the names in mixtures are looked up.
         memory_bytes: of the pool, on the model's device. The adapters of one `rows` must fit; others stay in it until
             their pages are needed.
+        name: what messages call the model; its class by default.
     """
-    return Attached(model, library, memory_bytes)
+    return Attached(model, library, memory_bytes, name or type(model).__name__)
 
 
 class Attached:
     """What `attach` returns. One thread at a time may use it, as with the model itself."""
 
-    def __init__(self, model: nn.Module, library: Library, memory_bytes: int) -> None:
+    def __init__(self, model: nn.Module, library: Library, memory_bytes: int, name: str) -> None:
         self._library = library
-        self._name = type(model).__name__
+        self._name = name
         self._modules = _site_modules(model)
         if not self._modules:
             raise ConfigError(

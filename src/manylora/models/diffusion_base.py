@@ -165,6 +165,15 @@ class DiffusionBase(DiffusionParts):
             pooled = encoded[0]
         return Condition(torch.cat(hidden, dim=-1), pooled, self._time_ids(len(prompts), height, width))
 
+    def cut_off(self, prompt: str) -> str:
+        """Return the end of a prompt that `encode_prompts` would cut; "" if it fits."""
+        for tokenizer in self.tokenizers:
+            tokens = tokenizer(prompt, verbose=False).input_ids  # between the marks of beginning and end
+            if len(tokens) > tokenizer.model_max_length:
+                cut: str = tokenizer.decode(tokens[tokenizer.model_max_length - 1 : -1])
+                return cut
+        return ""
+
     @torch.no_grad()
     def unconditional(self, *, height: int | None = None, width: int | None = None) -> Condition:
         """Return the one-row condition of no prompt, which guidance leads away from."""

@@ -16,6 +16,7 @@ import torch
 
 from manylora.diffusion import NoiseSchedule, Prediction
 from manylora.errors import ConfigError, ModelError
+from manylora.models.progress_bars import no_progress_bars
 
 _INDEX = "model_index.json"
 _SCHEDULER = Path("scheduler") / "scheduler_config.json"
@@ -67,9 +68,10 @@ def load_parts(source: str | Path, *, dtype: torch.dtype, device: torch.device) 
         return _freeze(_load_network(cls, folder, part, dtype, source), device)
 
     two = _is_sdxl(index)
-    encoders = [load(transformers.CLIPTextModel, "text_encoder")]
-    if two:
-        encoders.append(load(transformers.CLIPTextModelWithProjection, "text_encoder_2"))
+    with no_progress_bars():
+        encoders = [load(transformers.CLIPTextModel, "text_encoder")]
+        if two:
+            encoders.append(load(transformers.CLIPTextModelWithProjection, "text_encoder_2"))
     vae_config = _read_json(folder / "vae" / "config.json", source)
     parts = DiffusionParts(
         folder=folder,

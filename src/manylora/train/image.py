@@ -201,6 +201,11 @@ def _tell(path: Path, encoded: EncodedPictures, folder: Path, console: Console) 
         )
         for name, reason in list(encoded.left_out.items())[:_NAMED]:
             console.print(f"  {name}: {reason}", soft_wrap=True, markup=False)
+    if encoded.num_cut:
+        console.print(
+            f"{path}: {encoded.num_cut} captions are longer than the text encoder takes; their ends are cut",
+            soft_wrap=True,
+        )
     num_empty = int((encoded.caption_rows == NO_CAPTION).sum())
     if num_empty:
         console.print(

@@ -55,6 +55,8 @@ class EncodedPictures:
     """Why, by name of the picture."""
     content_hash: str
     """Of all captions and bytes, in order."""
+    num_cut: int
+    """Captions longer than the text encoder takes, whose ends it does not see."""
 
     def __len__(self) -> int:
         return len(self.latents)
@@ -190,6 +192,7 @@ def _write(
         "caption_rows": caption_rows,
         "digests": digests,
         "left_out": left_out,
+        "num_cut": sum(bool(base.cut_off(caption)) for caption in captions),
     }
     (folder / _ABOUT).write_text(json.dumps(about), encoding="utf-8")
 
@@ -232,6 +235,7 @@ def _read(folder: Path) -> EncodedPictures:
         digests=about["digests"],
         left_out=about["left_out"],
         content_hash=about["made_of"]["content_hash"],
+        num_cut=about["num_cut"],
     )
 
 

@@ -5,7 +5,6 @@ Shapes: N rows, L tokens a row, P positions at which some row of the batch has a
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,6 +13,7 @@ from torch.nn.functional import cross_entropy
 
 from manylora.errors import ConfigError, ModelError
 from manylora.models.locate import locate
+from manylora.models.progress_bars import no_progress_bars
 from manylora.models.tokenizer import load_tokenizer
 from manylora.train.text_config import ALL_LINEAR, TextTrainConfig
 from manylora.train.text_data import IGNORED, Batch, Example, make_batch
@@ -36,7 +36,7 @@ def load_base(model: str) -> "tuple[Any, PreTrainedTokenizerBase]":
     files = locate(model)
     options: dict[str, Any] = {} if files.gguf is None else {"gguf_file": files.gguf.name}
     try:
-        with _no_progress_bars():
+        with no_progress_bars():
             base = AutoModelForCausalLM.from_pretrained(
                 files.directory, dtype=torch.float32, local_files_only=True, **options
             )
@@ -140,20 +140,6 @@ def step_losses(
             yield student.loss_sum(batch) / num_targets
 
     return losses
-
-
-@contextmanager
-def _no_progress_bars() -> Iterator[None]:
-    """Keep transformers' bars off the screen, which has one of its own."""
-    from transformers.utils import logging
-
-    were_on = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if were_on:
-            logging.enable_progress_bar()
 
 
 def _check_fit(model: Any, config: TextTrainConfig) -> None:
