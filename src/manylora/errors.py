@@ -12,6 +12,7 @@
         AdapterNotFoundError    a name that no root holds
         AdapterUnavailableError an adapter that cannot be had now: its root does not answer, the disk is full
       CapacityError             what can never fit (what cannot fit now waits)
+      OverloadedError           a sound request that comes at a bad time: the queue is full, its deadline out of reach
       KernelUnavailable         no backend for this device and dtype
 
 A message names the thing, what was expected, what came and what to do. `assert` is for our own bugs only.
@@ -64,6 +65,15 @@ class AdapterUnavailableError(AdapterError):
 
 class CapacityError(ManyLoraError):
     """What can never fit in the memory given."""
+
+
+class OverloadedError(ManyLoraError):
+    """A sound request that cannot be served in time now. The same request may be served later."""
+
+    def __init__(self, message: str, *, retry_after_s: float) -> None:
+        """retry_after_s: when it makes sense to ask again, an estimate."""
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
 
 
 class KernelUnavailable(ManyLoraError):

@@ -39,6 +39,9 @@ class FakeSupply:
         self._cache.insert(identity, pages)
         self.copying.append(identity)
 
+    def load_s(self, request: Request) -> float:
+        return 0.0 if all(self._cache.is_ready(content(str(key))) for key, _ in request.adapters) else 0.5
+
     def read(self, name: str) -> None:
         if self._cache.pages(content(name)) is None:
             self.images.add(content(name))
@@ -121,6 +124,7 @@ class World:
             self.live.remove(sequence)
             self.rejected.append(sequence)
         self.check_step(scheduled)
+        self.scheduler.stepped(scheduled, 1.0)
         for s in scheduled:
             sampled = s.samples
             self.scheduler.update(s, token if sampled else None)

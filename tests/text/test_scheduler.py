@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
 from manylora.lifecycle import RequestState
-from manylora.text.policy import AdapterClustering, FirstComeFirstServed
+from manylora.text.policy import AdapterClustering, FirstComeFirstServed, Policy
 from manylora.text.sequence import Sequence
 from tests.text.schedules import World, content
 
@@ -30,7 +30,7 @@ REQUESTS = st.fixed_dictionaries(
 )
 
 
-class LastComeFirstServed:
+class LastComeFirstServed(Policy):
     def order(self, waiting: SequenceOf[Sequence], running: SequenceOf[Sequence]) -> Iterable[Sequence]:
         return reversed(waiting)
 

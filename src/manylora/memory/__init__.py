@@ -4,7 +4,7 @@ Read in this order: pages, rank_rows, page_size, block_table, adapter_cache, pre
 `waste` is a command that measures the layout.
 """
 
-from manylora.memory.adapter_cache import AdapterCache, AdapterCacheStats
+from manylora.memory.adapter_cache import AdapterCache, AdapterCacheStats, Resident
 from manylora.memory.block_table import BlockTable
 from manylora.memory.page_size import ModelShape, choose_page_tokens
 from manylora.memory.pages import PageId, PagePool
@@ -22,6 +22,7 @@ __all__ = [
     "BlockTable",
     "AdapterCache",
     "AdapterCacheStats",
+    "Resident",
     "PrefixCache",
     "PrefixCacheStats",
     "MemoryUse",

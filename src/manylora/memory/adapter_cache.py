@@ -17,6 +17,18 @@ class AdapterCacheStats:
     """Idle adapters that gave up their pages to somebody else."""
 
 
+@dataclass(frozen=True, slots=True)
+class Resident:
+    """An adapter that has pages."""
+
+    adapter_id: str
+    num_pages: int
+    is_ready: bool
+    is_pinned: bool
+    num_users: int
+    """Requests that hold it."""
+
+
 @dataclass(slots=True)
 class _Resident:
     pages: tuple[PageId, ...]
@@ -92,6 +104,14 @@ class AdapterCache:
         """Whether it stays until `unpin`; False if it is absent."""
         resident = self._resident.get(adapter_id)
         return resident is not None and resident.pinned
+
+    def residents(self) -> list[Resident]:
+        """Every adapter that has pages, in the order in which they came. Any thread may ask."""
+        # `copy` is one operation of the interpreter: no other thread changes the dict meanwhile.
+        return [
+            Resident(adapter_id, len(one.pages), one.ready, one.pinned, one.refs)
+            for adapter_id, one in self._resident.copy().items()
+        ]
 
     def insert(self, adapter_id: str, pages: Iterable[PageId]) -> None:
         """Absent -> loading. Takes over the pages and their references."""

@@ -23,6 +23,9 @@ class EngineConfig:
     max_num_seqs: int = 128
     """Most sequences that run at a time."""
 
+    max_waiting: int | None = None
+    """Most sequences that wait for their turn; a request beyond that is refused. None: any number."""
+
     prefix_caching: bool = True
     """Share KV between requests with equal beginnings and equal mixtures."""
 
@@ -39,8 +42,10 @@ class EngineConfig:
         for name in ("pool_bytes", "max_batch_tokens", "max_num_seqs", "max_pending_loads", "load_threads"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.page_tokens is not None and self.page_tokens < 1:
-            raise ConfigError(f"page_tokens must be at least 1 or none, got {self.page_tokens}")
+        for name in ("page_tokens", "max_waiting"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"{name} must be at least 1 or none, got {value}")
         if self.max_batch_tokens < self.max_num_seqs:
             raise ConfigError(
                 f"max_batch_tokens ({self.max_batch_tokens}) must be at least max_num_seqs ({self.max_num_seqs}): "

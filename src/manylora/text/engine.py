@@ -10,25 +10,27 @@
 comes, or fails alone: the others go on.
 """
 
+import time
 from collections import deque
 from collections.abc import Mapping
 from collections.abc import Sequence as SequenceOf
-from dataclasses import dataclass
+from concurrent.futures import Future
+from threading import Lock
 from types import TracebackType
 from typing import Any
 
-from manylora.errors import ConfigError, ManyLoraError, RequestError
+from manylora.errors import ConfigError, ManyLoraError, OverloadedError, RequestError
+from manylora.lora.adapter import AdapterId
 from manylora.lora.fit import check_fits
 from manylora.lora.library import Library
 from manylora.lora.mixture import Mixture, MixtureLike
 from manylora.lora.reader import AdapterRef
-from manylora.memory.unified import MemoryUse
 from manylora.models.adapter_pages import AdapterPages
 from manylora.models.llama import Llama
 from manylora.models.lora_batch import LoraBatchBuilder
 from manylora.models.sites import base_sites
 from manylora.models.stacked_lora import decoder_stacks
-from manylora.text.batch import build_batch
+from manylora.text.batch import Batch, build_batch
 from manylora.text.config import EngineConfig
 from manylora.text.detokenize import Detokenizer
 from manylora.text.intake import Intake, Prompt
@@ -38,30 +40,15 @@ from manylora.text.output import Completion, Output, join, refused
 from manylora.text.params import SamplingParams
 from manylora.text.policy import FirstComeFirstServed, Policy
 from manylora.text.pool import Pool
+from manylora.text.residency import Residency, ResidentInfo
 from manylora.text.runner import Runner
 from manylora.text.sampling import TokenSampler
 from manylora.text.scheduler import Scheduled, Scheduler
-from manylora.text.sequence import Request
+from manylora.text.sequence import Request, Sequence
+from manylora.text.stats import EngineStats
 
 LOADER_WAIT_S = 0.02
 """How long a step waits, with nothing to compute, for an adapter that is on its way."""
-
-
-@dataclass(frozen=True, slots=True)
-class EngineStats:
-    """Counts since the engine began, and what holds at this moment."""
-
-    num_steps: int
-    num_waiting: int
-    num_running: int
-    num_preemptions: int
-    adapter_loads: int
-    adapter_hits: int
-    adapter_evictions: int
-    prefix_hit_tokens: int
-    distinct_adapters_last_step: int
-    pool_bytes: MemoryUse
-    """Who holds the pool, in bytes."""
 
 
 class Engine:
@@ -112,14 +99,19 @@ class Engine:
             max_batch_tokens=self.config.max_batch_tokens,
             max_num_seqs=self.config.max_num_seqs,
         )
+        self._residency = Residency(
+            library, self._loader, self._scheduler, self._pool.memory, self._pool.layout.page_bytes
+        )
         self._lora = LoraBatchBuilder(self._pool.pages, stacks)
         self._runner = Runner(model, self._pool.pages, self._pool.layout)
         self._sampler = TokenSampler()
         self._open: dict[str, int] = {}  # request id -> samples that have not ended
         self._live: dict[tuple[str, int], LiveSequence] = {}
+        self._submitting = Lock()  # held for look-ups only
         self._submitted: deque[LiveSequence] = deque()
         self._cancelled: deque[str] = deque()
-        self._num_steps = 0
+        self._num_steps = self._num_prefill_tokens = self._num_output_tokens = self._num_ended = 0
+        self._step_seconds = 0.0
         self._distinct_adapters = 0
         if self.config.debug:
             self._pool.poison_free_pages()
@@ -133,26 +125,37 @@ class Engine:
         mixture: MixtureLike = None,
         *,
         request_id: str | None = None,
+        tenant: str = "",
+        deadline_s: float | None = None,
     ) -> str:
         """Queue a request; reading its adapters begins at once. Returns its id.
 
         Args:
             mixture: what to run the prompt with: a name, {name: weight}, "a:1+b:0.5", or None for the base. The names
                 mean what they point at now, whatever they are pointed at later.
+            tenant: on whose behalf; prefixes are shared within a tenant only.
+            deadline_s: seconds from now by which the first token is wanted. The policy "slo" minds it, others do not.
         Raises:
             RequestError: an empty prompt, one longer than the context, a mixture or option that makes no sense.
             AdapterNotFoundError: a name that the library does not hold.
             CapacityError: more tokens, or larger adapters, than the whole pool can hold.
+            OverloadedError: as many sequences wait as `EngineConfig.max_waiting` allows.
         """
-        request = self._intake.request(prompt, params or SamplingParams(), mixture, request_id)
-        if request.request_id in self._open:
-            raise RequestError(
-                f"a request with the id '{request.request_id}' is being served; ids must differ"
-            )
+        request = self._intake.request(
+            prompt, params or SamplingParams(), mixture, request_id, tenant=tenant, deadline_s=deadline_s
+        )
         live = [self._begin(request, index) for index in range(request.params.n)]
-        self._open[request.request_id] = request.params.n
-        self._loader.demand(request)
-        self._submitted.extend(live)
+        with self._submitting:
+            self._check_queue(len(live))
+            if request.request_id in self._open:
+                raise RequestError(
+                    f"a request with the id '{request.request_id}' is being served; ids must differ"
+                )
+            self._open[request.request_id] = len(live)
+            for ref in _refs(request):
+                self._residency.note(ref)
+            self._loader.demand(request)
+            self._submitted.extend(live)
         return request.request_id
 
     def cancel(self, request_id: str) -> None:
@@ -164,21 +167,59 @@ class Engine:
         return self._intake.tokenize(prompt)
 
     def has_work(self) -> bool:
-        """Whether any request has not ended."""
-        return bool(self._open)
+        """Whether any request has not ended, or what was ordered of adapters has not been done."""
+        return bool(self._open) or self._residency.has_work
+
+    # -- adapters; any thread may call these, and the next steps carry them out
+
+    def pin(self, name: str) -> "Future[None]":
+        """Keep what a name points at now in the pool until `unpin`, loading it if it is not there.
+
+        Returns:
+            A future, done when the adapter is there; it has the error of one that cannot be read or never fits.
+        Raises:
+            AdapterNotFoundError: a name that the library does not hold.
+        """
+        return self._residency.pin(name)
+
+    def unpin(self, name: str) -> None:
+        """Take back `pin(name)`, whatever the name points at by now. No effect on a name that is not pinned."""
+        self._residency.unpin(name)
+
+    def unload(self, name: str) -> "Future[int]":
+        """Take a name out of the library and give its bytes back: later requests do not find it; those under way
+        keep its weights, and when the last of them has ended, its pages are free.
+
+        Returns:
+            A future, done when all that is over: the bytes given back, 0 where nothing was in the pool or another name
+            that was asked for points at the same content.
+        Raises:
+            AdapterNotFoundError: a name that the library does not hold.
+        """
+        return self._residency.unload(name)
+
+    def evict(self, identity: AdapterId) -> "Future[int]":
+        """Give the bytes of an adapter back as `unload` does, for whoever has taken its names away already."""
+        return self._residency.evict(identity)
+
+    def residency(self) -> list[ResidentInfo]:
+        """Every adapter that has pages in the pool, the one that came first at the front."""
+        return self._residency.residents()
 
     # -- steps
 
     def step(self) -> list[Output]:
         """Advance every request that can: one forward pass. Returns what it brought; [] while all wait for adapters."""
         outputs = self._take_in()
+        began = time.monotonic()
         scheduled = self._scheduler.schedule()
         for sequence, error in self._scheduler.take_rejected():
             live = self._live[sequence.request.request_id, sequence.index]
             outputs.append(self._forget(live, live.end(sequence.lifecycle.fail(error))))
         if scheduled:
-            outputs += self._run(scheduled)
-        elif not outputs and self._live:
+            outputs += self._run(scheduled, began)
+        self._residency.settle()
+        if not outputs and not scheduled and self.has_work():
             self._loader.wait(LOADER_WAIT_S)
         if self.config.debug:
             self._scheduler.check_integrity()
@@ -229,15 +270,22 @@ class Engine:
         adapters, scheduler = self._pool.memory.adapters.stats, self._scheduler
         return EngineStats(
             num_steps=self._num_steps,
-            num_waiting=len(scheduler.waiting) + len(self._submitted),
+            step_seconds=self._step_seconds,
+            num_prefill_tokens=self._num_prefill_tokens,
+            num_output_tokens=self._num_output_tokens,
+            num_ended=self._num_ended,
+            num_waiting=self._num_waiting,
             num_running=len(scheduler.running),
             num_preemptions=scheduler.num_preemptions,
             adapter_loads=adapters.loads,
             adapter_hits=adapters.hits,
             adapter_evictions=adapters.evictions,
+            num_resident_adapters=self._pool.memory.adapters.num_resident,
             prefix_hit_tokens=scheduler.num_prefix_tokens,
             distinct_adapters_last_step=self._distinct_adapters,
             pool_bytes=self._pool.bytes_held,
+            waiting_adapters=_names(scheduler.waiting),
+            running_adapters=_names(scheduler.running),
         )
 
     def close(self) -> None:
@@ -253,6 +301,22 @@ class Engine:
         self.close()
 
     # -- inside
+
+    @property
+    def _num_waiting(self) -> int:
+        return len(self._scheduler.waiting) + len(self._submitted)
+
+    def _check_queue(self, num_new: int) -> None:
+        """Raise OverloadedError if so many more would be too many."""
+        num_waiting, most = self._num_waiting, self.config.max_waiting
+        if most is not None and num_waiting + num_new > most:
+            # What those who wait will take, at the pace so far.
+            seconds_each = self._step_seconds / max(1, self._num_ended)
+            raise OverloadedError(
+                f"{num_waiting} sequences wait already and {num_new} more would exceed the {most} of max_waiting; "
+                "ask again later",
+                retry_after_s=max(1.0, num_waiting * seconds_each),
+            )
 
     def _begin(self, request: Request, index: int) -> LiveSequence:
         return LiveSequence(
@@ -279,15 +343,15 @@ class Engine:
             error = next((failures[ref] for ref in _refs(live.sequence.request) if ref in failures), None)
             if error is not None and live.sequence in self._scheduler.waiting:
                 outputs.append(self._take_out(live, live.end(live.sequence.lifecycle.fail(error))))
+        self._residency.take_in(failures)
         return outputs
 
-    def _run(self, scheduled: SequenceOf[Scheduled]) -> list[Output]:
+    def _run(self, scheduled: SequenceOf[Scheduled], began: float) -> list[Output]:
         batch = build_batch(scheduled, self._loader.resident, self._lora, self._pool.pages.device)
-        self._num_steps += 1
-        self._distinct_adapters = batch.num_adapters
         logits = self._runner.run(batch)
         live = [self._live[s.sequence.request.request_id, s.sequence.index] for s in batch.sampled]
         tokens = self._sampler.sample(logits, [one.sampling_row() for one in live])
+        self._record(batch, time.monotonic() - began)
         outputs = []
         for s in batch.scheduled:
             if not s.samples:
@@ -298,6 +362,16 @@ class Engine:
             outputs.append(output if output.event is None else self._take_out(one, output))
         return outputs
 
+    def _record(self, batch: Batch, seconds: float) -> None:
+        """Count a step that was computed, before its tokens are handed out."""
+        self._num_steps += 1
+        self._step_seconds += seconds
+        self._distinct_adapters = batch.num_adapters
+        self._num_output_tokens += len(batch.sampled)
+        # The input of a decode is the token sampled before; all others fill KV.
+        self._num_prefill_tokens += sum(s.num_new for s in batch.scheduled if s.sequence.in_prefill)
+        self._scheduler.stepped(batch.scheduled, seconds)
+
     def _take_out(self, live: LiveSequence, last: Output) -> Output:
         """Let go of a sequence that the scheduler still has; hands its last output on."""
         self._scheduler.remove(live.sequence)
@@ -306,6 +380,7 @@ class Engine:
     def _forget(self, live: LiveSequence, last: Output) -> Output:
         request_id, _ = live.key
         del self._live[live.key]
+        self._num_ended += 1
         self._open[request_id] -= 1
         if self._open[request_id] == 0:
             del self._open[request_id]
@@ -330,3 +405,8 @@ class Engine:
 def _refs(request: Request) -> list[AdapterRef]:
     """What the request demands of the loader: the references that `submit` put into it."""
     return [key for key, _ in request.adapters if isinstance(key, AdapterRef)]
+
+
+def _names(sequences: SequenceOf[Sequence]) -> tuple[str, ...]:
+    """The adapters that sequences ask for, by name."""
+    return tuple(sorted({name for sequence in sequences for name in sequence.request.mixture.names}))

@@ -1,5 +1,6 @@
 """Turns what a caller asks into a request, or refuses it. Runs on the caller's thread and changes nothing."""
 
+import time
 from collections.abc import Mapping
 from collections.abc import Sequence as SequenceOf
 from itertools import count
@@ -39,15 +40,27 @@ class Intake:
         self._arrivals = count()
 
     def request(
-        self, prompt: Prompt, params: SamplingParams, mixture: MixtureLike, request_id: str | None
+        self,
+        prompt: Prompt,
+        params: SamplingParams,
+        mixture: MixtureLike,
+        request_id: str | None,
+        *,
+        tenant: str,
+        deadline_s: float | None,
     ) -> Request:
         """Make a request.
 
+        Args:
+            deadline_s: seconds from now by which the first token is wanted.
         Raises:
             RequestError: an empty prompt, one longer than the context, a mixture or option that makes no sense.
             AdapterNotFoundError: a name that the library does not hold.
             CapacityError: more tokens, or larger adapters, than the whole pool can hold.
         """
+        now = time.monotonic()
+        if deadline_s is not None and not deadline_s > 0:  # so written, it refuses NaN too
+            raise RequestError(f"deadline_s must be a number of seconds above 0, got {deadline_s}")
         tokens = self.tokenize(prompt)
         parsed = Mixture.parse(mixture)
         adapters = tuple((self._library.locate(name), weight) for name, weight in parsed.weights)
@@ -61,6 +74,9 @@ class Intake:
             max_tokens=max_tokens,
             mixture=parsed,
             adapters=adapters,
+            tenant=tenant,
+            submitted_at=now,
+            deadline=None if deadline_s is None else now + deadline_s,
         )
 
     def tokenize(self, prompt: Prompt) -> list[int]:

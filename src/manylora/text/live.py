@@ -1,6 +1,7 @@
 """A sequence that has not ended, with what turns its sampled tokens into text and says when it ends."""
 
 from collections.abc import Collection
+from typing import Any
 
 from manylora.errors import AdapterError, ManyLoraError, ModelError
 from manylora.lifecycle import RequestState, TerminalEvent
@@ -56,8 +57,7 @@ class LiveSequence:
         if token.token_id is None:
             return self.end(lifecycle.fail(_not_finite(self.sequence.request)))
         update = self._stop.push(token.token_id)
-        return Output(
-            *self.key,
+        return self._output(
             token_ids=(token.token_id,),
             text=update.text,
             logprobs=() if token.logprobs is None else (token.logprobs,),
@@ -67,7 +67,15 @@ class LiveSequence:
     def end(self, event: TerminalEvent) -> Output:
         """The last output of a sequence that does not end by itself, with the text that was held back."""
         assert event.state is not RequestState.FINISHED
-        return Output(*self.key, text=self._stop.flush(), event=event)
+        return self._output(text=self._stop.flush(), event=event)
+
+    def _output(self, **brought: Any) -> Output:
+        return Output(
+            *self.key,
+            **brought,
+            num_prompt_tokens=self.sequence.num_prompt,
+            num_cached_tokens=self.sequence.num_cached or 0,
+        )
 
 
 def _not_finite(request: Request) -> ManyLoraError:

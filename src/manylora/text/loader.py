@@ -9,10 +9,11 @@ Images wait for pages, so only so many are made. They are given to whole request
 of mixtures whose other parts find no room, no request could ever start.
 """
 
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from threading import RLock
-from typing import Any
+from time import monotonic
+from typing import Any, Protocol
 
 from manylora.lora.adapter import Adapter, AdapterId
 from manylora.lora.library import Library
@@ -20,7 +21,19 @@ from manylora.lora.reader import AdapterRef
 from manylora.memory.adapter_cache import AdapterCache
 from manylora.memory.pages import PageId
 from manylora.models.adapter_pages import AdapterImage, AdapterPages, ResidentAdapter
-from manylora.text.sequence import AdapterKey, Request
+from manylora.text.sequence import AdapterKey
+
+LOAD_WEIGHT = 0.2
+"""Of the newest reading in the average of how long readings take."""
+
+
+class Demand(Protocol):
+    """Who wants adapters: a request."""
+
+    @property
+    def adapters(self) -> Sequence[tuple[AdapterKey, float]]: ...
+
+    def __hash__(self) -> int: ...
 
 
 class AdapterLoader:
@@ -50,7 +63,7 @@ class AdapterLoader:
         self._max_pending = max_pending
         # Guards what `demand` touches, which any thread may call.
         self._lock = RLock()
-        self._demand: dict[Request, None] = {}  # in the order in which they came
+        self._demand: dict[Demand, None] = {}  # in the order in which they came
         self._due: dict[Hashable, AdapterKey] = {}
         """What may be read, or read and waiting, now: what the oldest requests lack, as far as there is room for it."""
         self._is_full = False  # an older request than the next one to come found no room in `_due`
@@ -59,11 +72,12 @@ class AdapterLoader:
         self._reading: dict[AdapterKey, Future[AdapterImage]] = {}
         self._images: dict[AdapterId, AdapterImage] = {}
         self._copying: dict[AdapterId, Future[ResidentAdapter]] = {}
+        self._read_s = 0.0  # how long a reading takes, the last ones counting most
         self._readers = ThreadPoolExecutor(num_threads, "adapter-reader")
         # Apart from the readers: a copy into the pool takes milliseconds and must not wait for a slow disk.
         self._copier = ThreadPoolExecutor(1, "adapter-copier")
 
-    def demand(self, request: Request) -> None:
+    def demand(self, request: Demand) -> None:
         """A request wants its adapters. Reading begins now unless enough are on their way."""
         with self._lock:
             self._demand[request] = None
@@ -71,13 +85,30 @@ class AdapterLoader:
             if not self._is_stale() and not self._is_full:
                 self._start_reading(self._add_to_due(request))
 
-    def release(self, request: Request) -> None:
+    def release(self, request: Demand) -> None:
         """The request has ended."""
         with self._lock:
             del self._demand[request]
             # One whose adapters are all in the pool, as of all that ran, took no part in what is due.
             if self._absent(key for key, _ in request.adapters):
                 self._has_changed = True
+
+    def is_demanded(self, adapter: AdapterKey) -> bool:
+        """Whether a request that has not ended wants an adapter, named by reference or identity."""
+        wanted = {adapter}
+        if isinstance(adapter, AdapterRef):
+            wanted.add(self._library.identity(adapter))
+        wanted.discard(None)
+        with self._lock:
+            keys = {key for request in self._demand for key, _ in request.adapters}
+        return any(key in wanted or self._library.identity(_ref(key)) in wanted for key in keys)
+
+    def load_s(self, request: Demand) -> float:
+        """How long, by experience, the adapters of a request take from its coming on; 0 if they are in the pool."""
+        identities = (self._library.identity(_ref(key)) for key, _ in request.adapters)
+        if all(identity is not None and self._cache.is_ready(identity) for identity in identities):
+            return 0.0
+        return self._read_s
 
     def poll(self) -> dict[AdapterKey, Exception]:
         """Take in what has been read and copied, begin what is due; return what could not be read, with the reason."""
@@ -159,7 +190,7 @@ class AdapterLoader:
             if self._is_full:
                 return
 
-    def _add_to_due(self, request: Request) -> dict[Hashable, AdapterKey]:
+    def _add_to_due(self, request: Demand) -> dict[Hashable, AdapterKey]:
         """Let a whole request in, or nobody any more; returns what it lacks, {} where it was not let in."""
         absent = self._absent(key for key, _ in request.adapters)
         if self._due and len(self._due | absent) > self._max_pending:
@@ -197,9 +228,15 @@ class AdapterLoader:
             del self.resident[identity]
 
     def _read(self, key: AdapterKey) -> AdapterImage:
+        began = monotonic()
         adapter = self._library.load(_ref(key))
         self._check_fits(adapter)
-        return self._pages.layout(adapter)
+        image = self._pages.layout(adapter)
+        with self._lock:
+            # The first one is all the experience there is.
+            weight = LOAD_WEIGHT if self._read_s else 1.0
+            self._read_s += weight * (monotonic() - began - self._read_s)
+        return image
 
 
 def _ref(key: AdapterKey) -> AdapterRef:

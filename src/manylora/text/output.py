@@ -23,6 +23,9 @@ class Output:
     """One for each new token, if they were asked for."""
     event: TerminalEvent | None = None
     """How the sample ended; comes once, with its last output."""
+    num_prompt_tokens: int = 0
+    num_cached_tokens: int = 0
+    """Of the prompt, tokens whose KV was there already when the sample first ran."""
 
 
 @dataclass(frozen=True, slots=True)

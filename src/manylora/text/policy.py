@@ -1,15 +1,60 @@
 """In which order waiting sequences are admitted. A policy orders; what fits is the scheduler's business."""
 
-from collections.abc import Iterable
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
 from collections.abc import Sequence as SequenceOf
+from dataclasses import dataclass
 from typing import Protocol
 
-from manylora.text.sequence import Sequence
+from manylora.errors import ManyLoraError
+from manylora.text.sequence import Request, Sequence
 
 
-class Policy(Protocol):
-    """Passed to the engine; any object with this method will do."""
+@dataclass(frozen=True, slots=True)
+class EngineView:
+    """What a policy may know of the engine that it orders for."""
 
+    max_batch_tokens: int
+    max_num_seqs: int
+    load_s: Callable[[Request], float]
+    """Seconds that the adapters of a request take, by experience, from its coming on; 0 if they are in the pool."""
+
+
+class Computed(Protocol):
+    """What a step computed for a sequence."""
+
+    @property
+    def sequence(self) -> Sequence: ...
+
+    @property
+    def num_new(self) -> int: ...
+
+    @property
+    def samples(self) -> bool:
+        """Whether a token was sampled."""
+        ...
+
+
+class Policy(ABC):
+    """Passed to the engine, which calls `begin` once, then for each step `refuse`, `order` and `stepped`."""
+
+    def begin(self, view: EngineView) -> None:  # noqa: B027  # most policies need nothing of it
+        """Learn what engine this is."""
+
+    def refuse(
+        self, waiting: SequenceOf[Sequence], running: SequenceOf[Sequence], now: float
+    ) -> Iterable[tuple[Sequence, ManyLoraError]]:
+        """Return the waiting sequences that shall fail now, each with the reason.
+
+        Args:
+            now: seconds, on the clock of `Request.submitted_at`.
+        """
+        return ()
+
+    def stepped(self, computed: SequenceOf[Computed], seconds: float) -> None:  # noqa: B027  # as `begin`
+        """Learn what a step computed, and how long it took. The sequences do not have their new tokens yet."""
+
+    @abstractmethod
     def order(self, waiting: SequenceOf[Sequence], running: SequenceOf[Sequence]) -> Iterable[Sequence]:
         """Return the waiting sequences that may be admitted now, the first to be at the front. Called once a step.
 
@@ -17,17 +62,16 @@ class Policy(Protocol):
         The order is taken one by one, so a generator sees what became of those before: a sequence that has started,
         or is about to, holds its adapters (`held`); one whose adapters are still being read holds none.
         """
-        ...
 
 
-class FirstComeFirstServed:
+class FirstComeFirstServed(Policy):
     """Admit in order of arrival. A preempted sequence is older than those that came after it, so it goes first."""
 
     def order(self, waiting: SequenceOf[Sequence], running: SequenceOf[Sequence]) -> Iterable[Sequence]:
         return waiting
 
 
-class AdapterClustering:
+class AdapterClustering(Policy):
     """Keep at most `max_distinct` adapters running at a time, and admit first what uses those.
 
     Fewer distinct adapters in a step are fewer bytes to read (S-LoRA, Sheng et al. 2023, calls it adapter clustering).

@@ -10,17 +10,19 @@ preempted, that is, it loses its pages, keeps its tokens, and computes them agai
 """
 
 import struct
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
+from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Protocol
 
-from manylora.errors import CapacityError
+from manylora.errors import CapacityError, ManyLoraError
 from manylora.lora.adapter import AdapterId
 from manylora.memory.pages import PageId
 from manylora.memory.unified import UnifiedMemory
-from manylora.text.policy import Policy
-from manylora.text.sequence import AdapterKey, Sequence
+from manylora.text.policy import EngineView, Policy
+from manylora.text.sequence import AdapterKey, Request, Sequence
 
 
 class AdapterSupply(Protocol):
@@ -32,6 +34,10 @@ class AdapterSupply(Protocol):
 
     def place(self, identity: AdapterId, pages: list[PageId]) -> None:
         """Make the adapter resident on these pages; it becomes ready some time later."""
+        ...
+
+    def load_s(self, request: Request) -> float:
+        """Seconds that the adapters of a request take, by experience, from its coming on; 0 if all are ready."""
         ...
 
 
@@ -59,7 +65,9 @@ class Scheduler:
         *,
         max_batch_tokens: int,
         max_num_seqs: int,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """clock: seconds, the same that requests carry as `submitted_at` and `deadline`."""
         self.memory = memory
         self.waiting: list[Sequence] = []  # by arrival
         self.running: list[Sequence] = []  # by arrival
@@ -70,13 +78,17 @@ class Scheduler:
         self._policy = policy
         self._max_batch_tokens = max_batch_tokens
         self._max_num_seqs = max_num_seqs
-        self._rejected: list[tuple[Sequence, CapacityError]] = []
+        self._clock = clock
+        policy.begin(EngineView(max_batch_tokens, max_num_seqs, supply.load_s))
+        self._rejected: list[tuple[Sequence, ManyLoraError]] = []
 
     def add(self, sequence: Sequence) -> None:
         _insert(self.waiting, sequence)
 
     def schedule(self) -> list[Scheduled]:
         """Decide the next step. Empty when nothing can run, for want of requests or of adapters still on their way."""
+        for sequence, error in list(self._policy.refuse(self.waiting, self.running, self._clock())):
+            self._reject(sequence, error)
         step: dict[int, Scheduled] = {}  # by id of the sequence
         budget = self._max_batch_tokens
         is_short = False
@@ -95,6 +107,10 @@ class Scheduler:
             self._admit(step, budget)
         return list(step.values())
 
+    def stepped(self, scheduled: SequenceOf[Scheduled], seconds: float) -> None:
+        """Record that a step was computed, and how long it took; before its sequences are updated."""
+        self._policy.stepped(scheduled, seconds)
+
     def update(self, scheduled: Scheduled, token: int | None) -> None:
         """Record that the step is done for a sequence, with the token sampled for it if one was due."""
         sequence = scheduled.sequence
@@ -112,8 +128,8 @@ class Scheduler:
         self._release_pages(sequence)
         self._release_adapters(sequence)
 
-    def take_rejected(self) -> list[tuple[Sequence, CapacityError]]:
-        """Hand over the sequences that turned out never to fit; they have been taken out already."""
+    def take_rejected(self) -> list[tuple[Sequence, ManyLoraError]]:
+        """Hand over the sequences that never fit, or that the policy refused; they have been taken out already."""
         rejected, self._rejected = self._rejected, []
         return rejected
 
@@ -132,6 +148,20 @@ class Scheduler:
                 f"{f', {pinned} of them pinned' if pinned else ''}; "
                 "ask for fewer tokens or adapters, or give the pool more memory"
             )
+
+    def could_spare(self, identity: AdapterId, num_pages: int) -> bool:
+        """Whether every running sequence, by itself, would still fit if this adapter's pages were never to be had."""
+        adapters, total = self.memory.adapters, self.memory.pool.num_pages
+        left = total - adapters.num_pinned_pages - num_pages
+
+        def most_pages(sequence: Sequence) -> int:
+            others = (one for one in sequence.held if one != identity and not adapters.is_pinned(one))
+            num_tokens = sequence.num_prompt + sequence.request.max_tokens
+            return -(-num_tokens // self.memory.page_tokens) + sum(
+                len(adapters.pages(one) or ()) for one in others
+            )
+
+        return all(most_pages(sequence) <= left for sequence in self.running)
 
     def check_integrity(self) -> None:
         """Assert that queues, pages and adapter references agree."""
@@ -228,8 +258,7 @@ class Scheduler:
             adapter_pages = sum(pages for identity, pages in needs.items() if not is_pinned(identity))
             self.check_fits(sequence.num_prompt + sequence.request.max_tokens, adapter_pages)
         except CapacityError as error:
-            self.remove(sequence)
-            self._rejected.append((sequence, error))
+            self._reject(sequence, error)
             return None
         return needs
 
@@ -277,6 +306,8 @@ class Scheduler:
             return False
         sequence.block_table.grow([*cached, *self.memory.alloc(needed)])
         sequence.num_computed = len(cached) * self.memory.page_tokens
+        if sequence.num_cached is None:
+            sequence.num_cached = sequence.num_computed
         self.num_prefix_tokens += sequence.num_computed
         self.waiting.remove(sequence)
         _insert(self.running, sequence)
@@ -284,6 +315,10 @@ class Scheduler:
         return True
 
     # -- letting go
+
+    def _reject(self, sequence: Sequence, error: ManyLoraError) -> None:
+        self.remove(sequence)
+        self._rejected.append((sequence, error))
 
     def _release_pages(self, sequence: Sequence) -> None:
         if sequence.block_table.pages:
@@ -315,12 +350,18 @@ def _age(sequence: Sequence) -> tuple[int, int]:
 
 
 def _salt(sequence: Sequence) -> bytes:
-    """What the KV of a sequence depends on beside its tokens: the mixture, by content. Empty for the base."""
+    """Identity of who may share the KV of a sequence with equal tokens."""
     assert sequence.mixture is not None, "a sequence ran before its adapters were known"
-    return mixture_salt(sequence.mixture)
+    return prefix_salt(sequence.request.tenant, sequence.mixture)
 
 
-def mixture_salt(mixture: Iterable[tuple[AdapterId, float]]) -> bytes:
-    """Identity of a mixture: equal for equal contents and weights, whatever the adapters are called."""
+def prefix_salt(tenant: str, mixture: Iterable[tuple[AdapterId, float]]) -> bytes:
+    """Equal for one tenant and equal mixtures, by contents and weights, whatever the adapters are called.
+
+    KV depends on the mixture alone; but who finds a prompt's KV in the cache is answered sooner, and so learns that
+    somebody asked the same: no tenant shall learn that of another.
+    """
     packed = b"".join(identity.encode() + struct.pack("<d", weight) for identity, weight in mixture)
-    return blake2b(packed, digest_size=16).digest() if packed else b""
+    name = tenant.encode("utf-8", "surrogatepass")
+    # The length first, so that no tenant's name can be read as the beginning of a mixture.
+    return blake2b(struct.pack("<q", len(name)) + name + packed, digest_size=16).digest()

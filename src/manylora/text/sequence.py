@@ -30,6 +30,12 @@ class Request:
     mixture: Mixture
     adapters: tuple[tuple[AdapterKey, float], ...] = ()
     """What the mixture's names pointed at when the request came, with the weights."""
+    tenant: str = ""
+    """On whose behalf. Nothing of one tenant's prompts is shared with, or shown to, another."""
+    submitted_at: float = 0.0
+    """Seconds on the scheduler's clock."""
+    deadline: float | None = None
+    """By when the first token is wanted, on the same clock."""
 
 
 @dataclass(eq=False)
@@ -49,6 +55,8 @@ class Sequence:
     """The mixture by content, in a fixed order; None until every adapter has been read."""
     held: list[AdapterId] = field(default_factory=list)
     """Adapters that stay resident on behalf of this sequence."""
+    num_cached: int | None = None
+    """Tokens whose KV was found in the prefix cache when the sequence first ran; None: it has not run yet."""
 
     @property
     def num_prompt(self) -> int:
