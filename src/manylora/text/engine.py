@@ -20,6 +20,7 @@ from types import TracebackType
 from typing import Any
 
 from manylora.errors import ConfigError, ManyLoraError, OverloadedError, RequestError
+from manylora.kernels import KvLayout
 from manylora.lora.adapter import AdapterId
 from manylora.lora.fit import check_fits
 from manylora.lora.library import Library
@@ -165,6 +166,16 @@ class Engine:
     def tokenize(self, prompt: Prompt) -> list[int]:
         """Return the tokens of a prompt; raises RequestError as `submit` would."""
         return self._intake.tokenize(prompt)
+
+    @property
+    def layout(self) -> KvLayout:
+        """How the pages of the pool hold KV."""
+        return self._pool.layout
+
+    @property
+    def num_pages(self) -> int:
+        """Pages of the pool."""
+        return self._pool.num_pages
 
     def has_work(self) -> bool:
         """Whether any request has not ended, or what was ordered of adapters has not been done."""
