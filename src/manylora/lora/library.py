@@ -120,7 +120,15 @@ class Library:
         if isinstance(target, Adapter):
             return AdapterRef(name, "memory", "", target.identity, target.num_bytes, target)
         assert found is not None
-        return AdapterRef(name, target.listing.source.kind, found.location, found.version, found.num_bytes)
+        return _ref(name, target, found)
+
+    def locate_at(self, path: str | Path) -> AdapterRef:
+        """Return what lies at a path or URL below a root now, whatever names point at; errors as of `locate`."""
+        place = self._place_at(path)
+        found = place.listing.source.find(place.name)
+        if found is None:
+            raise self._not_found(place.name)
+        return _ref(place.name, place, found)
 
     def load(self, name_or_ref: str | AdapterRef) -> Adapter:
         """Read and validate what a name points at now, or what it did when it was located.
@@ -233,6 +241,10 @@ class Library:
         return AdapterNotFoundError(
             f"no adapter {quoted(name)} in this library, which holds {len(known):,} names{beside}.{hint}"
         )
+
+
+def _ref(name: str, place: _Place, found: Found) -> AdapterRef:
+    return AdapterRef(name, place.listing.source.kind, found.location, found.version, found.num_bytes)
 
 
 def _default_cache_dir() -> Path:

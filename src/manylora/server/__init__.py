@@ -1,5 +1,5 @@
-"""The HTTP server. Two processes: one runs the engine, one answers HTTP; this package's modules say which they belong to.
+"""The HTTP server. Two processes: one runs the engine, the other answers HTTP; each module says which it belongs to.
 
-Read in this order: config, messages, channel, engine_process (the engine's side), engine_client (the API's side), launch.
-Nothing that the API process imports may import torch.
+Read in this order: config, messages, channel, engine_process (the engine's side), engine_client and request_stream (the
+API's side), launch; then app. Nothing that the API process imports may import torch.
 """

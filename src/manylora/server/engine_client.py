@@ -1,19 +1,28 @@
 """The API process's side of the pipe: what the HTTP side sees of the engine. One event loop; no torch.
 
-    client = await EngineClient.start(setup, ...)
     async with await client.submit("id-1", tokens, {"max_tokens": 8}, [("pirate", 1.0)]) as stream:
         async for chunk in stream:
             ...
+
+Whatever the engine sends is taken in at once: that a client reads slowly is between it and its RequestStream.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
-from types import TracebackType
+from itertools import count
 from typing import Any
 
 from manylora.errors import ManyLoraError
-from manylora.server.messages import Chunk, ErrorInfo, ModelInfo, Stats
+from manylora.server.channel import AsyncChannel, ChannelClosed
+from manylora.server.messages import UNAVAILABLE, Call, Cancel, ErrorInfo, Ready, Stats, Step, Submit, ToApi
+from manylora.server.request_stream import RequestStream, StreamLimits
+
+__all__ = ["EngineClient", "EngineError", "RequestStream", "StreamLimits"]
+
+CANCEL_GRACE_S = 5.0
+"""How long a drain waits for requests to end that it has cancelled: one step, if the engine is well."""
 
 
 class EngineError(ManyLoraError):
@@ -33,50 +42,45 @@ class EngineError(ManyLoraError):
         return self.info.retry_after_s
 
 
-class RequestStream:
-    """The chunks of one accepted request, until every sample has ended. Leaving `async with` cancels what has not.
-
-    Every sample ends with exactly one chunk that `is_last`, whatever happens: an error of the engine, its death, or a
-    reader too slow to keep up come as that chunk's `error`.
-    """
-
-    request_id: str
-
-    def cancel(self) -> None:
-        """End the request now; its last chunks say "cancelled". No effect on one that has ended."""
-        raise NotImplementedError
-
-    def __aiter__(self) -> RequestStream:
-        return self
-
-    async def __anext__(self) -> Chunk:
-        raise NotImplementedError
-
-    async def __aenter__(self) -> RequestStream:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.cancel()
-
-
 class EngineClient:
-    """One engine process."""
+    """One engine process that is ready."""
 
-    model: ModelInfo
-    stats: Stats
-    """The newest; sent at most four times a second, and when the engine falls idle."""
+    def __init__(
+        self,
+        channel: AsyncChannel[ToApi],
+        ready: Ready,
+        limits: StreamLimits | None = None,
+        *,
+        call_timeout_s: float = 60.0,
+    ) -> None:
+        """To be made in a running event loop.
+
+        Args:
+            ready: what has come over the channel so far.
+            call_timeout_s: longest that an answer about adapters may take.
+        """
+        self.model = ready.model
+        self.stats: Stats = ready.stats
+        """The newest; sent at most four times a second, and when the engine falls idle."""
+        self.closed = asyncio.Event()
+        """Set when the engine process has closed the pipe, which it does only by ending."""
+        self.is_draining = False
+        """Whether new requests are refused because the server is about to end."""
+        self._channel = channel
+        self._limits = limits or StreamLimits()
+        self._call_timeout_s = call_timeout_s
+        self._streams: dict[str, RequestStream] = {}  # requests of which more is to come
+        self._accepting: dict[str, asyncio.Future[None]] = {}  # those not answered for yet
+        self._calls: dict[int, asyncio.Future[Any]] = {}
+        self._call_ids = count()
+        self._all_ended = asyncio.Event()
+        self._all_ended.set()
+        self._reading = asyncio.create_task(self._read())
 
     @property
     def is_alive(self) -> bool:
-        """Whether the engine process runs and answers."""
-        raise NotImplementedError
-
-    @property
-    def is_draining(self) -> bool:
-        """Whether new requests are refused because the server is about to end."""
-        raise NotImplementedError
+        """Whether the engine process runs."""
+        return not self.closed.is_set()
 
     async def submit(
         self,
@@ -91,16 +95,36 @@ class EngineClient:
         """Hand a request to the engine; returns once it is accepted.
 
         Args:
+            request_id: unlike that of any other request that has not ended.
             params: fields of SamplingParams by name.
-            deadline_s: seconds from now within which the first token has to come; the policy `slo` reads it.
+            deadline_s: seconds from now within which the first token has to come; the policy `slo` heeds it.
         Raises:
             EngineError: it was refused, or the engine is gone.
         """
-        raise NotImplementedError
+        if self.is_draining:
+            raise EngineError(
+                ErrorInfo(UNAVAILABLE, "the server is about to end and takes no new requests")
+            )
+        stream = RequestStream(request_id, params.get("n", 1), self._limits, self._cancel)
+        message = Submit(request_id, tuple(prompt_token_ids), params, tuple(mixture), tenant, deadline_s)
+        self._send(message)
+        accepted = asyncio.get_running_loop().create_future()
+        self._streams[request_id], self._accepting[request_id] = stream, accepted
+        self._all_ended.clear()
+        try:
+            await accepted
+        except asyncio.CancelledError:
+            stream.close()
+            raise
+        return stream
 
     async def names(self) -> list[str]:
-        """Return the names of all adapters, sorted."""
-        raise NotImplementedError
+        """Return the names of all adapters, sorted; as the roots held them a few seconds ago at most.
+
+        Raises, as all calls about adapters do:
+            EngineError: what the engine says against it; UNAVAILABLE if it is gone or takes too long.
+        """
+        return list(await self._call("names"))
 
     async def adapter_info(self, name: str) -> dict[str, Any]:
         """Return what is known of an adapter without reading its weights.
@@ -108,36 +132,157 @@ class EngineClient:
         Keys: name, kind ("folder", "remote", "memory"), root (location), num_bytes, identity (None: never read),
         resident, pinned.
         """
-        raise NotImplementedError
+        return dict(await self._call("adapter_info", name=name))
 
     async def load_adapter(self, name: str, path: str | None = None) -> dict[str, Any]:
-        """Read and check an adapter below a root, then point `name` at it; returns its `adapter_info`.
+        """Read and check an adapter, then point `name` at it; returns its `adapter_info`.
 
         Args:
-            path: below a root; None: what the roots hold under `name`.
+            path: below a root, relative to it; None: what the roots hold under `name`.
         """
-        raise NotImplementedError
+        return dict(await self._call("load_adapter", name=name, path=path))
 
-    async def unload_adapter(self, name: str) -> None:
-        """Forget a name. Requests under way end first; then its pages are free if no other name needs them."""
-        raise NotImplementedError
+    async def unload_adapter(self, name: str) -> int:
+        """Forget a name at once; when the requests under way with it have ended, return the bytes given back.
+
+        0 if nothing of it was in the pool, or another name needs it.
+        """
+        return int(await self._call("unload_adapter", name=name))
 
     async def pin(self, name: str) -> None:
-        """Keep an adapter in the pool, loading it if need be."""
-        raise NotImplementedError
+        """Keep an adapter in the pool; returns when it is there."""
+        await self._call("pin", name=name)
 
     async def unpin(self, name: str) -> None:
         """Let an adapter leave the pool when others need the room."""
-        raise NotImplementedError
+        await self._call("unpin", name=name)
 
     async def residency(self) -> list[dict[str, Any]]:
-        """Return the adapters in the pool: names, identity, num_bytes, pinned, num_users."""
-        raise NotImplementedError
+        """Return the adapters in the pool: identity, names, num_bytes, is_ready, is_pinned, num_users."""
+        return list(await self._call("residency"))
 
     async def drain(self, timeout_s: float) -> None:
-        """Refuse new requests, wait for those under way; cancel what is left after `timeout_s`."""
-        raise NotImplementedError
+        """Refuse new requests and wait for those under way; cancel what is left after `timeout_s`."""
+        self.is_draining = True
+        if await _within(timeout_s, self._all_ended.wait()):
+            return
+        self.cancel_all()
+        await _within(CANCEL_GRACE_S, self._all_ended.wait())
+
+    def cancel_all(self) -> None:
+        """Cancel every request under way."""
+        for stream in self._streams.values():
+            stream.cancel()
 
     async def close(self) -> None:
-        """End the engine process."""
-        raise NotImplementedError
+        """Close the pipe, by which the engine process ends. What is under way fails."""
+        self._channel.close()
+        self._reading.cancel()
+        await asyncio.gather(self._reading, return_exceptions=True)
+
+    # -- inside
+
+    def _send(self, message: Submit | Call) -> None:
+        try:
+            if self.closed.is_set():  # the socket itself may still take what nobody will read
+                raise ChannelClosed
+            self._channel.send(message)
+        except ChannelClosed:
+            raise EngineError(_GONE) from None
+
+    def _cancel(self, request_id: str) -> None:
+        try:
+            self._channel.send(Cancel(request_id))
+        except ChannelClosed:  # nothing is left to be cancelled
+            pass
+
+    async def _call(self, method: str, **args: Any) -> Any:
+        call_id = next(self._call_ids)
+        self._send(Call(call_id, method, args))
+        reply = self._calls[call_id] = asyncio.get_running_loop().create_future()
+        try:
+            async with asyncio.timeout(self._call_timeout_s):
+                return await reply
+        except TimeoutError:
+            message = f"the engine has not answered within {self._call_timeout_s:g} s; it may still do what was asked"
+            raise EngineError(ErrorInfo(UNAVAILABLE, message)) from None
+        finally:
+            del self._calls[call_id]
+
+    async def _read(self) -> None:
+        try:
+            while True:
+                message = await self._channel.receive()
+                assert isinstance(message, Step), message
+                self._take(message)
+        except ChannelClosed:
+            pass
+        finally:
+            self._fail_all()
+            self.closed.set()
+
+    def _take(self, step: Step) -> None:
+        if step.stats is not None:
+            self.stats = step.stats
+        for request_id in step.accepted:
+            self._accept(request_id)
+        for refused in step.refused:
+            self._forget(refused.request_id)
+            _set_error(self._accepting.pop(refused.request_id), refused.error)
+        for chunk in step.chunks:
+            # The first step may have been quicker than the word that the request was accepted.
+            self._accept(chunk.request_id)
+            stream = self._streams[chunk.request_id]
+            stream.push(chunk)
+            if stream.has_ended:
+                self._forget(chunk.request_id)
+        for reply in step.replies:
+            waiting = self._calls.get(reply.call_id)
+            if waiting is None:  # it took too long, or who asked is gone
+                continue
+            if reply.error is not None:
+                _set_error(waiting, reply.error)
+            elif not waiting.done():
+                waiting.set_result(reply.result)
+
+    def _accept(self, request_id: str) -> None:
+        accepted = self._accepting.pop(request_id, None)
+        if (
+            accepted is not None and not accepted.done()
+        ):  # done: who asked is gone, and it is being cancelled
+            accepted.set_result(None)
+
+    def _forget(self, request_id: str) -> None:
+        del self._streams[request_id]
+        if not self._streams:
+            self._all_ended.set()
+
+    def _fail_all(self) -> None:
+        for request_id, accepted in self._accepting.items():
+            del self._streams[request_id]
+            _set_error(accepted, _GONE)
+        for stream in self._streams.values():
+            stream.fail(_GONE)
+        for reply in self._calls.values():
+            _set_error(reply, _GONE)
+        self._accepting.clear()
+        self._streams.clear()
+        self._all_ended.set()
+
+
+_GONE = ErrorInfo(UNAVAILABLE, "the engine has stopped")
+
+
+def _set_error(future: asyncio.Future[Any], error: ErrorInfo) -> None:
+    if not future.done():
+        future.set_exception(EngineError(error))
+
+
+async def _within(timeout_s: float, waiting: Any) -> bool:
+    """Whether it came to its end in time."""
+    try:
+        async with asyncio.timeout(timeout_s):
+            await waiting
+    except TimeoutError:
+        return False
+    return True

@@ -3,20 +3,24 @@
     API -> engine                             engine -> API
       EngineSetup      once, the first          Ready | StartFailed   once, the first
       Submit, Cancel   requests                 Step                  all that one step brought, in one frame
-      Call             questions and changes
-      Drain            no more work comes
+      Call             questions and changes of adapters
 
+The API process closes the pipe to end the engine process; either takes a closed pipe for the other's death.
 Both ends are the same version of manylora, so structs are written as arrays, without field names.
 """
 
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
 from manylora.text.config import EngineConfig
+from manylora.text.stats import EngineStats
 
 UNAVAILABLE = "Unavailable"
-"""`ErrorInfo.kind` where no class of manylora.errors fits: the engine has stopped, or takes no more requests."""
+"""`ErrorInfo.kind` where no class of manylora.errors fits: the engine has stopped, the server ends, time is up."""
+
+Stats = EngineStats
+"""Figures of the engine as they are sent: a dataclass, which msgspec writes with its field names."""
 
 
 class _Message(msgspec.Struct, frozen=True, array_like=True, tag=True):
@@ -30,7 +34,7 @@ class _Record(msgspec.Struct, frozen=True, array_like=True):
 # -- records
 
 
-class ErrorInfo(_Record):
+class ErrorInfo(_Record, frozen=True):
     """An error of the engine process, as far as a client may know it."""
 
     kind: str
@@ -40,7 +44,7 @@ class ErrorInfo(_Record):
     """When asking again may help; None: the error does not say."""
 
 
-class ModelInfo(_Record):
+class ModelInfo(_Record, frozen=True):
     """The base model and the pool that serves it."""
 
     name: str
@@ -56,7 +60,17 @@ class ModelInfo(_Record):
     page_tokens: int
 
 
-class TokenLogprobs(_Record):
+class TokenizerInfo(_Record, frozen=True):
+    """The model's tokenizer, so that the API process needs neither its files nor what reads them (which is torch)."""
+
+    backend: str
+    """As the tokenizers library writes it: JSON."""
+    special_tokens: dict[str, str]
+    """By role: bos_token, eos_token, .."""
+    chat_template: str | dict[str, str] | None
+
+
+class TokenLogprobs(_Record, frozen=True):
     """Log-probabilities of one generated token under the model itself, before penalties and filters."""
 
     sampled: float
@@ -65,7 +79,7 @@ class TokenLogprobs(_Record):
     """(token id, log-probability) of the most likely tokens, most likely first."""
 
 
-class Chunk(_Record):
+class Chunk(_Record, frozen=True):
     """What one step brought to one sample of a request. The last one of a sample has a finish_reason or an error."""
 
     request_id: str
@@ -88,38 +102,14 @@ class Chunk(_Record):
         return self.finish_reason is not None or self.error is not None
 
 
-class PoolBytes(_Record):
-    """Who holds the pool; the four add up to it."""
-
-    adapters: int = 0
-    kv_in_use: int = 0
-    prefix_only: int = 0
-    free: int = 0
-
-
-class Stats(_Record):
-    """Counts since the engine began, and what holds at this moment."""
-
-    num_steps: int = 0
-    num_waiting: int = 0
-    num_running: int = 0
-    num_preemptions: int = 0
-    adapter_loads: int = 0
-    adapter_hits: int = 0
-    adapter_evictions: int = 0
-    prefix_hit_tokens: int = 0
-    distinct_adapters_last_step: int = 0
-    pool_bytes: PoolBytes = PoolBytes()
-
-
-class Refused(_Record):
+class Refused(_Record, frozen=True):
     """A request that the engine did not accept."""
 
     request_id: str
     error: ErrorInfo
 
 
-class Reply(_Record):
+class Reply(_Record, frozen=True):
     """What a Call brought: a result, or an error."""
 
     call_id: int
@@ -130,7 +120,7 @@ class Reply(_Record):
 # -- API process -> engine process
 
 
-class EngineSetup(_Message):
+class EngineSetup(_Message, frozen=True):
     """What the engine process is to build."""
 
     model: str
@@ -138,16 +128,17 @@ class EngineSetup(_Message):
     device: str
     engine: EngineConfig
     policy: str
-    policy_options: dict[str, float | int]
-    adapter_roots: tuple[str, ...] = ()
-    cache_dir: str | None = None
-    max_cache_bytes: int | None = None
-    max_rank: int | None = None
-    max_adapter_bytes: int | None = None
-    intake_threads: int = 4
+    policy_options: dict[str, int | float]
+    adapters: tuple[str, ...]
+    """Roots of the library."""
+    cache_dir: str | None
+    max_cache_bytes: int | None
+    max_rank: int | None
+    max_adapter_bytes: int | None
+    log_format: Literal["text", "json"]
 
 
-class Submit(_Message):
+class Submit(_Message, frozen=True):
     """A request. It is answered in `Step.accepted` or `Step.refused`, and then by chunks."""
 
     request_id: str
@@ -160,13 +151,13 @@ class Submit(_Message):
     """Seconds from now within which the first token has to come."""
 
 
-class Cancel(_Message):
+class Cancel(_Message, frozen=True):
     """End a request, accepted or not yet. No effect on one that has ended."""
 
     request_id: str
 
 
-class Call(_Message):
+class Call(_Message, frozen=True):
     """Run a method of adapter_calls.AdapterCalls; answered in `Step.replies`."""
 
     call_id: int
@@ -174,36 +165,34 @@ class Call(_Message):
     args: dict[str, Any]
 
 
-class Drain(_Message):
-    """Take no more requests: refuse each with UNAVAILABLE. Those under way go on."""
-
-
-ToEngine = EngineSetup | Submit | Cancel | Call | Drain
+ToEngine = EngineSetup | Submit | Cancel | Call
 
 
 # -- engine process -> API process
 
 
-class Ready(_Message):
+class Ready(_Message, frozen=True):
     """The model is loaded; requests may come."""
 
     model: ModelInfo
+    tokenizer: TokenizerInfo
+    stats: EngineStats
 
 
-class StartFailed(_Message):
+class StartFailed(_Message, frozen=True):
     """The engine could not be built. The process ends."""
 
     error: ErrorInfo
 
 
-class Step(_Message):
+class Step(_Message, frozen=True):
     """All that one step, and the calls answered since the last one, brought."""
 
     accepted: tuple[str, ...] = ()
     refused: tuple[Refused, ...] = ()
     chunks: tuple[Chunk, ...] = ()
     replies: tuple[Reply, ...] = ()
-    stats: Stats | None = None
+    stats: EngineStats | None = None
     """At most four times a second, and when the engine falls idle."""
 
 

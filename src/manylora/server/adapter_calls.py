@@ -1,0 +1,104 @@
+"""What the API process may ask about adapters. Runs in the engine process, on threads that may wait for disks."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import asdict
+from typing import Any
+
+from manylora.errors import AdapterNotFoundError, RequestError
+from manylora.lora.adapter import Adapter
+from manylora.lora.library import Library
+from manylora.lora.reader import AdapterRef
+from manylora.text.engine import Engine
+
+LISTING_AGE_S = 5.0
+"""How old a listing of the roots may be. What a request names is looked up when it comes, whatever the listing says."""
+
+
+class AdapterCalls:
+    """Each public method is one call of `messages.Call`, with its arguments by name.
+
+    A method that returns a future is answered when that is done: whoever waits for an adapter holds up no thread.
+    """
+
+    def __init__(
+        self, engine: Engine, library: Library, roots: Sequence[str], check_fits: Callable[[Adapter], None]
+    ) -> None:
+        """
+        Args:
+            roots: those of the library; paths of clients are taken below them.
+            check_fits: raises AdapterMismatchError for an adapter of another model.
+        """
+        self._engine = engine
+        self._library = library
+        self._roots = roots
+        self._check_fits = check_fits
+        self._listed_at = 0.0
+
+    def names(self) -> list[str]:
+        """All names, as the roots held them a few seconds ago at most: whoever asks often shall not make them list."""
+        now = time.monotonic()
+        if now - self._listed_at > LISTING_AGE_S:
+            self._listed_at = now
+            self._library.refresh()
+        return self._library.names()
+
+    def adapter_info(self, name: str) -> dict[str, Any]:
+        """What is known of an adapter without reading its weights."""
+        ref = self._library.locate(name)
+        identity = self._library.identity(ref)
+        resident = next((one for one in self._engine.residency() if one.identity == identity), None)
+        return {
+            "name": name,
+            "kind": ref.kind,
+            "root": ref.location,
+            "num_bytes": ref.num_bytes,
+            "identity": identity,
+            "resident": resident is not None,
+            "pinned": resident is not None and resident.is_pinned,
+        }
+
+    def load_adapter(self, name: str, path: str | None = None) -> dict[str, Any]:
+        """Read and check what lies at a path below a root, then point the name at it: a bad file changes nothing."""
+        location, ref = self._locate(name if path is None else path)
+        self._check_fits(self._library.load(ref))
+        self._library.add(name, location)
+        return self.adapter_info(name)
+
+    def unload_adapter(self, name: str) -> Future[int]:
+        """Take the name away; the bytes given back, once the requests under way have ended."""
+        return self._engine.unload(name)
+
+    def pin(self, name: str) -> Future[None]:
+        """Keep what the name points at in the pool; done when it is there."""
+        return self._engine.pin(name)
+
+    def unpin(self, name: str) -> None:
+        """Take a pin back."""
+        self._engine.unpin(name)
+
+    def residency(self) -> list[dict[str, Any]]:
+        """The adapters that have pages."""
+        return [asdict(one) for one in self._engine.residency()]
+
+    def _locate(self, path: str) -> tuple[str, AdapterRef]:
+        """Where the first root that holds it has a path, and what lies there."""
+        if os.path.isabs(path) or "://" in path:
+            raise RequestError(
+                f"expected the path of an adapter below one of the server's roots, got {path!r}"
+            )
+        for root in self._roots:
+            location = os.path.abspath(root) if "://" not in root else root.rstrip("/")
+            try:
+                return f"{location}/{path}", self._library.locate_at(f"{location}/{path}")
+            except AdapterNotFoundError:
+                continue
+        raise AdapterNotFoundError(f"no root of this server holds an adapter at {path!r}")
+
+
+CALLS = frozenset(name for name in vars(AdapterCalls) if not name.startswith("_"))
+"""The methods that may be called."""

@@ -1,0 +1,282 @@
+"""The engine process: `python -m manylora.server.engine_process FD`, where FD is its end of the pipe.
+
+Three kinds of threads. The main one steps the engine, and alone writes to the pipe: one frame for each step. One reads
+the pipe and never waits for anything else. Those of two pools accept requests and answer calls, and may wait for disks
+and networks; what they have to say goes with the next frame. With nothing to do, the main thread sleeps until woken.
+
+When the pipe closes, the process ends: its parent has died, or wants it to end. It hears no signal but SIGKILL.
+"""
+
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from typing import Any
+
+from manylora.errors import ManyLoraError
+from manylora.lifecycle import RequestState
+from manylora.lora.fit import check_fits
+from manylora.lora.library import Library
+from manylora.models.loading import load_model
+from manylora.models.sites import base_sites
+from manylora.models.tokenizer import load_tokenizer
+from manylora.server import logs
+from manylora.server.adapter_calls import CALLS, AdapterCalls
+from manylora.server.channel import Channel, ChannelClosed
+from manylora.server.messages import (
+    Call,
+    Cancel,
+    Chunk,
+    EngineSetup,
+    ErrorInfo,
+    ModelInfo,
+    Ready,
+    Refused,
+    Reply,
+    StartFailed,
+    Step,
+    Submit,
+    ToEngine,
+    TokenLogprobs,
+)
+from manylora.server.tokenizer import describe_tokenizer
+from manylora.text.engine import Engine
+from manylora.text.output import Output
+from manylora.text.params import SamplingParams
+from manylora.text.policies import make_policy
+
+STATS_INTERVAL_S = 0.25
+"""Least time between two statistics while the engine is busy."""
+
+INTAKE_THREADS = 4
+"""Requests being accepted at a time; more than one, so that a root that is slow to answer holds up only those who
+name its adapters."""
+
+CALL_THREADS = 2
+"""Calls being worked on at a time."""
+
+log = logging.getLogger("manylora.engine")
+
+
+class EngineProcess:
+    """Runs one engine for one pipe."""
+
+    def __init__(self, engine: Engine, calls: AdapterCalls, channel: Channel[ToEngine]) -> None:
+        self._engine = engine
+        self._calls = calls
+        self._channel = channel
+        # Set whenever there is something that the main thread does not know of yet.
+        self._wake = threading.Event()
+        self._is_closed = False
+        self._answers: deque[str | Refused | Reply] = deque()  # a str: the id of an accepted request
+        self._accepting: dict[str, Future[None]] = {}
+        self._intake = ThreadPoolExecutor(INTAKE_THREADS, "intake")
+        self._callers = ThreadPoolExecutor(CALL_THREADS, "call")
+        self._stats_sent = -STATS_INTERVAL_S
+
+    def run(self) -> None:
+        """Serve until the pipe closes."""
+        threading.Thread(target=self._read, name="reader", daemon=True).start()
+        while not self._is_closed:
+            # Cleared before looking for work: what comes from now on wakes the thread, or is seen by the step.
+            self._wake.clear()
+            outputs = self._engine.step()
+            is_idle = not self._engine.has_work()
+            self._send(outputs, is_idle)
+            if is_idle and not self._answers:
+                self._wake.wait()
+
+    # -- the main thread
+
+    def _send(self, outputs: list[Output], is_idle: bool) -> None:
+        answers = [self._answers.popleft() for _ in range(len(self._answers))]
+        now = time.monotonic()
+        has_stats = is_idle or now - self._stats_sent >= STATS_INTERVAL_S
+        if not (outputs or answers or has_stats):
+            return
+        if has_stats:
+            self._stats_sent = now
+        step = Step(
+            accepted=tuple(one for one in answers if isinstance(one, str)),
+            refused=tuple(one for one in answers if isinstance(one, Refused)),
+            replies=tuple(one for one in answers if isinstance(one, Reply)),
+            chunks=tuple(map(chunk_of, outputs)),
+            stats=self._engine.stats() if has_stats else None,
+        )
+        try:
+            self._channel.send(step)
+        except ChannelClosed:
+            self._is_closed = True
+
+    # -- the reader's thread
+
+    def _read(self) -> None:
+        try:
+            while True:
+                self._take(self._channel.receive())
+        except ChannelClosed:
+            self._is_closed = True
+            self._wake.set()
+
+    def _take(self, message: ToEngine) -> None:
+        match message:
+            case Submit(request_id=request_id):
+                accepting = self._intake.submit(self._submit, message)
+                self._accepting[request_id] = accepting
+                accepting.add_done_callback(lambda _: self._accepting.pop(request_id))
+            case Cancel(request_id=request_id):
+                pending = self._accepting.get(request_id)
+                if pending is None:
+                    self._cancel(request_id)
+                else:  # the engine does not know it yet
+                    pending.add_done_callback(lambda _: self._cancel(request_id))
+            case Call():
+                self._callers.submit(self._call, message)
+            case _:
+                raise AssertionError(f"an engine is set up once, got {message}")
+
+    def _cancel(self, request_id: str) -> None:
+        self._engine.cancel(request_id)
+        self._wake.set()
+
+    # -- threads of the pools
+
+    def _submit(self, message: Submit) -> None:
+        try:
+            self._engine.submit(
+                message.prompt_token_ids,
+                SamplingParams.from_dict(message.params),
+                message.mixture,
+                request_id=message.request_id,
+                tenant=message.tenant,
+                deadline_s=message.deadline_s,
+            )
+        except Exception as error:  # whatever it is, whoever asked gets an answer
+            self._answer(Refused(message.request_id, error_info(error, f"request {message.request_id}")))
+        else:
+            self._answer(message.request_id)
+
+    def _call(self, message: Call) -> None:
+        try:
+            if message.method not in CALLS:
+                raise AssertionError(f"no call '{message.method}'")
+            result = getattr(self._calls, message.method)(**message.args)
+        except Exception as error:
+            self._reply(message, None, error)
+            return
+        if isinstance(result, Future):
+            self._wake.set()  # it is the engine's thread that brings the result about
+            result.add_done_callback(partial(self._reply_done, message))
+        else:
+            self._reply(message, result, None)
+
+    def _reply_done(self, message: Call, done: "Future[Any]") -> None:
+        error = done.exception()
+        self._reply(message, None if error else done.result(), error)
+
+    def _reply(self, message: Call, result: Any, error: BaseException | None) -> None:
+        info = None if error is None else error_info(error, f"call {message.method}")
+        self._answer(Reply(message.call_id, result, info))
+
+    def _answer(self, answer: str | Refused | Reply) -> None:
+        self._answers.append(answer)
+        self._wake.set()
+
+
+def chunk_of(output: Output) -> Chunk:
+    """An output as it is sent."""
+    event, finish_reason, error = output.event, None, None
+    if event is not None and event.state is RequestState.FAILED:
+        assert event.error is not None
+        error = error_info(event.error, f"request {output.request_id}")
+    elif event is not None:
+        finish_reason = str(event.reason or event.state)
+    return Chunk(
+        request_id=output.request_id,
+        index=output.index,
+        text=output.text,
+        token_ids=output.token_ids,
+        logprobs=tuple(TokenLogprobs(one.sampled, one.top) for one in output.logprobs),
+        finish_reason=finish_reason,
+        error=error,
+        num_prompt_tokens=output.num_prompt_tokens,
+        num_cached_tokens=output.num_cached_tokens,
+    )
+
+
+def error_info(error: BaseException, what: str) -> ErrorInfo:
+    """What a client may know of an error; one that was not raised on purpose goes to the log instead."""
+    if isinstance(error, ManyLoraError):
+        return ErrorInfo(type(error).__name__, str(error), getattr(error, "retry_after_s", None))
+    log.error("%s: %s", what, error, exc_info=error)
+    return ErrorInfo(type(error).__name__, "an error inside the engine; its log has the cause")
+
+
+def start(setup: EngineSetup, channel: Channel[ToEngine]) -> EngineProcess:
+    """Build what the setup asks for and say that it is ready.
+
+    Raises:
+        ManyLoraError: something of the setup cannot be had.
+    """
+    # What is quickly refused comes first: loading the model takes longest.
+    policy = make_policy(setup.policy, **setup.policy_options)
+    library = Library(
+        *setup.adapters,
+        cache_dir=setup.cache_dir,
+        max_cache_bytes=setup.max_cache_bytes,
+        max_rank=setup.max_rank,
+        max_bytes=setup.max_adapter_bytes,
+    )
+    tokenizer = load_tokenizer(setup.model)
+    model = load_model(setup.model, dtype=setup.dtype, device=setup.device)
+    engine = Engine(model, tokenizer, library, setup.engine, policy)
+    sites = base_sites(model.config)
+    calls = AdapterCalls(
+        engine, library, setup.adapters, lambda adapter: check_fits(adapter, sites, model.config.name)
+    )
+    info = ModelInfo(
+        name=model.config.name,
+        dtype=setup.dtype,
+        vocab_size=model.config.vocab_size,
+        max_position=model.config.max_position,
+        eos_token_ids=model.config.eos_token_ids,
+        pool_bytes=engine.num_pages * engine.layout.page_bytes,
+        page_bytes=engine.layout.page_bytes,
+        page_tokens=engine.layout.page_tokens,
+    )
+    channel.send(Ready(info, describe_tokenizer(tokenizer), engine.stats()))
+    return EngineProcess(engine, calls, channel)
+
+
+def main() -> int:
+    """Run the process; returns its exit status."""
+    # A service manager sends them to all processes of a service. What they mean is for the parent to say.
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, signal.SIG_IGN)
+    channel: Channel[ToEngine] = Channel(socket.socket(fileno=int(sys.argv[1])), ToEngine)
+    try:
+        setup = channel.receive()
+        assert isinstance(setup, EngineSetup)
+        logs.configure(setup.log_format)
+        start(setup, channel).run()
+    except ChannelClosed:
+        return 0
+    except ManyLoraError as error:
+        channel.send(StartFailed(error_info(error, "start")))
+        return 1
+    except Exception:
+        log.critical("the engine has failed; its process ends", exc_info=True)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    status = main()
+    # Nothing is left to be saved, and a thread that waits for a slow root must not keep the process.
+    os._exit(status)
