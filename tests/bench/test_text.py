@@ -6,7 +6,7 @@ from functools import partial
 
 import pytest
 
-from manylora.bench import command, records, text
+from manylora.bench import command, machine, records, text
 from manylora.bench.ceilings import measure_ceilings
 from manylora.bench.config import BenchConfig
 from manylora.bench.records import append_record, should_record
@@ -125,6 +125,6 @@ def test_a_busy_machine_is_refused_before_anything_is_read(monkeypatch):
         assert max_samples > 1
         raise ConfigError("the machine is busy")
 
-    monkeypatch.setattr(text, "refuse_if_busy", busy)
+    monkeypatch.setattr(machine, "refuse_if_busy", busy)
     with pytest.raises(ConfigError, match="busy"):
         text.run(BenchConfig(model="there is no such model"))

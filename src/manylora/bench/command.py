@@ -25,7 +25,7 @@ def bench_text(config: BenchConfig) -> None:
         raise ConfigError(
             "a row can only be kept by code that runs from its repository; leave out --record"
         )
-    result = run(config, _progress_lines(Console(stderr=True)))
+    result = run(config, progress_lines(Console(stderr=True)))
     if not config.json:
         print_result(result)
     if folder is not None and should_record(result):
@@ -33,7 +33,7 @@ def bench_text(config: BenchConfig) -> None:
     print(json_line(result))
 
 
-def _progress_lines(console: Console) -> Callable[[str], None]:
+def progress_lines(console: Console) -> Callable[[str], None]:
     """A line for each stage, with the seconds since the command began."""
     began = time.perf_counter()
 

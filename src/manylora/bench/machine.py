@@ -150,6 +150,21 @@ def refuse_if_busy(
     )
 
 
+def check_idle(*, force: bool) -> bool:
+    """Whether the machine is busy and the user, who forces it, measures all the same.
+
+    Raises:
+        ConfigError: it is busy, and nobody forces anything.
+    """
+    try:
+        refuse_if_busy(max_samples=1 if force else MAX_SAMPLES)
+    except ConfigError:
+        if not force:
+            raise
+        return True
+    return False
+
+
 class LoadWatch:
     """Measures from its making to `stop` what others took of the machine; says nothing about single processes."""
 

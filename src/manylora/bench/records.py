@@ -7,6 +7,7 @@ from pathlib import Path
 from manylora.bench.machine import describe_revision
 from manylora.bench.report import json_line
 from manylora.bench.result import BenchResult
+from manylora.bench.serve_result import ServeResult
 
 
 def records_folder() -> Path | None:
@@ -15,7 +16,7 @@ def records_folder() -> Path | None:
     return None if root is None else root / "benchmarks" / "records"
 
 
-def should_record(result: BenchResult) -> bool:
+def should_record(result: BenchResult | ServeResult) -> bool:
     """What the user said; otherwise a row is kept if its commit can be told and nobody disturbed it."""
     if result.config.record is not None:
         return result.config.record

@@ -115,15 +115,15 @@ class BenchResult:
     """The machine was busy, and --force measured all the same."""
 
     def to_json(self) -> dict[str, Any]:
-        return {"bench": "text", **_rounded(asdict(self))}
+        return {"bench": "text", **rounded(asdict(self))}
 
 
-def _rounded(value: Any) -> Any:
+def rounded(value: Any) -> Any:
     """Four digits are more than the noise leaves; dictionaries by string keys, as JSON has them."""
     if isinstance(value, float):
         return float(f"{value:.4g}")
     if isinstance(value, dict):
-        return {str(key): _rounded(item) for key, item in value.items()}
+        return {str(key): rounded(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_rounded(item) for item in value]
+        return [rounded(item) for item in value]
     return value

@@ -21,12 +21,11 @@ from manylora.bench.ceilings import measure_ceilings
 from manylora.bench.config import BenchConfig
 from manylora.bench.contender import Job, RunOrder
 from manylora.bench.floor import DecoderCosts, adapter_bytes, layer_products
-from manylora.bench.machine import MAX_SAMPLES, LoadWatch, refuse_if_busy
+from manylora.bench.machine import LoadWatch, check_idle
 from manylora.bench.result import BenchResult
 from manylora.bench.summary import summarise
 from manylora.bench.worker import Turn, Worker
 from manylora.bench.workload import Distribution, Trace, make_trace
-from manylora.errors import ConfigError
 from manylora.models.config import LlamaConfig
 from manylora.models.loading import load_config
 from manylora.models.sites import base_sites
@@ -45,7 +44,7 @@ def run(config: BenchConfig, report: Report = lambda _: None) -> BenchResult:
         RuntimeError: a contender's process died; with what it said.
     """
     report("looking whether the machine is idle")
-    forced = _check_idle(config)
+    forced = check_idle(force=config.force)
     started = datetime.now(UTC).isoformat(timespec="seconds")
     model = load_config(config.model)
     trace = _trace(config, model)
@@ -62,17 +61,6 @@ def run(config: BenchConfig, report: Report = lambda _: None) -> BenchResult:
                 report(f"  {turn.runs[-1].tokens_per_s:.1f} tokens/s")
         load = watch.stop()
     return summarise(config, model, trace, ceilings, turns, started=started, load=load, forced=forced)
-
-
-def _check_idle(config: BenchConfig) -> bool:
-    """Whether the machine is busy and the user measures all the same."""
-    try:
-        refuse_if_busy(max_samples=1 if config.force else MAX_SAMPLES)
-    except ConfigError:
-        if not config.force:
-            raise
-        return True
-    return False
 
 
 def _trace(config: BenchConfig, model: LlamaConfig) -> Trace:

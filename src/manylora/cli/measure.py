@@ -6,6 +6,7 @@ import typer
 
 from manylora.bench.config import BenchConfig
 from manylora.bench.image_config import ImageBenchConfig
+from manylora.bench.serve_config import ServeBenchConfig
 from manylora.cli.fields import command, value_of
 
 
@@ -38,3 +39,17 @@ def register(app: typer.Typer) -> None:
         from manylora.bench.image_command import bench_image
 
         bench_image(ImageBenchConfig(**value_of(ImageBenchConfig, values)))
+
+    @command(group, "serve", ServeBenchConfig)
+    def serve(**values: Any) -> None:
+        """Send S-LoRA's load to a server, open loop. The last line printed is one JSON object.
+
+        Examples:
+
+            manylora bench serve --model smollm2-135m-instruct --policies fcfs,cluster,fair,slo --load 0.5,1,2
+
+            manylora bench serve --model smollm2-135m-instruct --url http://localhost:8000 --adapters 4 --rate 2
+        """
+        from manylora.bench.serve_command import bench_serve
+
+        bench_serve(ServeBenchConfig(**value_of(ServeBenchConfig, values)))

@@ -1,0 +1,220 @@
+"""`manylora bench serve`: how does a server stand up to S-LoRA's load, under which policy, with how many adapters?
+
+The load is open: requests come at their times whether or not earlier ones are answered. Rates are shares of the
+capacity, which a closed loop measures first, so that figures of unlike machines can be compared. Every run has a server
+of its own, started for it, so that none finds what another left in the pool; with a url, all share the one there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from statistics import mean
+from tempfile import TemporaryDirectory
+
+import torch
+
+from manylora.bench.adapters import adapter_name, write_adapters
+from manylora.bench.ceilings import measure_ceilings
+from manylora.bench.floor import adapter_bytes, layer_products
+from manylora.bench.machine import check_idle, describe_machine, describe_revision
+from manylora.bench.serve_config import BENCH_POLICIES, ServeBenchConfig
+from manylora.bench.serve_generator import generate
+from manylora.bench.serve_job import Job, Outcome, ServeRequest
+from manylora.bench.serve_metrics import MetricsWatch
+from manylora.bench.serve_result import Explained, ServeResult, ServeRow, ServeRun, command_line
+from manylora.bench.serve_server import Server, running_server, started_server
+from manylora.bench.serve_stats import capacity, figures_of
+from manylora.bench.serve_workload import draw_many, draw_requests, without_tenant
+from manylora.errors import ConfigError
+from manylora.models.config import LlamaConfig
+from manylora.models.loading import load_config
+from manylora.models.sites import base_sites
+
+CLOSED_REQUESTS = 1000
+"""Distinct requests of the closed loop; then they come again."""
+
+Say = Callable[[str], None]
+"""Told in a few words what begins now."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The result, and of each run what became of every request: too much to keep, but what plots are made of."""
+
+    result: ServeResult
+    outcomes: tuple[tuple[Outcome, ...], ...]
+
+
+def measure(config: ServeBenchConfig, say: Say = lambda _: None) -> Measured:
+    """Measure.
+
+    Raises:
+        ConfigError: the machine is busy, unless `force`; the server at `url` lacks something.
+        RuntimeError: a server or the load generator died; with what it said.
+    """
+    say("looking whether the machine is idle")
+    forced = check_idle(force=config.force)
+    started = datetime.now(UTC).isoformat(timespec="seconds")
+    model = load_config(config.model)
+    with _bench(config, model, say) as bench:
+        per_s = bench.capacity_per_s() if config.loads else None
+        rows, outcomes = [], []
+        for run in plan_runs(config, per_s):
+            row, of_requests = bench.run(run)
+            rows.append(row)
+            outcomes.append(of_requests)
+    revision = describe_revision()
+    result = ServeResult(
+        kind=config.kind,
+        capacity_per_s=per_s,
+        rows=tuple(rows),
+        explained=_explain(config, model, say) if config.kind == "adapters" and not config.url else None,
+        config=config,
+        command=command_line(config),
+        commit=revision.commit,
+        dirty=revision.dirty,
+        started=started,
+        machine=describe_machine(),
+        forced=forced,
+    )
+    return Measured(result, tuple(outcomes))
+
+
+def plan_runs(config: ServeBenchConfig, capacity_per_s: float | None) -> list[ServeRun]:
+    """Return the runs, policy by policy.
+
+    Args:
+        capacity_per_s: requests a second; None: rates are given.
+    """
+    if capacity_per_s is None:
+        rates: list[tuple[float | None, float]] = [(None, rate) for rate in config.rate]
+    else:
+        rates = [(load, load * capacity_per_s) for load in config.loads]
+    return [
+        ServeRun(policy=policy, adapters=adapters, load=load, rate=rate, without_hog=without_hog)
+        for adapters in config.rows or (config.adapters,)
+        for policy in config.policies or ("",)
+        for load, rate in rates
+        for without_hog in ((True, False) if config.tenants > 1 else (False,))
+    ]
+
+
+@dataclass(frozen=True)
+class _Bench:
+    """Runs traces against servers."""
+
+    config: ServeBenchConfig
+    vocab_size: int
+    adapters_folder: Path
+    say: Say
+
+    def run(self, run: ServeRun) -> tuple[ServeRow, tuple[Outcome, ...]]:
+        requests = self._trace(run)
+        self.say(
+            f"{run.label}: {len(requests)} requests in {self.config.duration_s:.0f} s, {run.rate:.2f} a second"
+        )
+        with self._server(run.policy) as server:
+            watch = MetricsWatch(server.scrape) if server.tells_metrics else None
+            with watch or nullcontext():
+                report, others = generate(self._job(server, requests))
+        figures = figures_of(report, self.config.slo_s)
+        self.say(
+            f"  {figures.finished} finished, {figures.requests_per_s:.2f} a second; {figures.attainment:.1%} in time"
+        )
+        engine = None if watch is None else watch.counts
+        return ServeRow(run=run, figures=figures, engine=engine, others=others), report.outcomes
+
+    def capacity_per_s(self) -> float:
+        """Requests a second of a closed loop, under the first policy, with as many adapters as the first run."""
+        config = self.config
+        first = plan_runs(config, 1.0)[0]
+        workload = config.workload(1.0, first.adapters, self.vocab_size)
+        self.say(
+            f"measuring the capacity with {config.concurrency} requests at a time, {config.capacity_s:.0f} s"
+        )
+        # The tenants' keys are all good for this; which one is used makes no difference to a single queue.
+        requests = draw_many(workload, CLOSED_REQUESTS)
+        with self._server(first.policy) as server:
+            job = self._job(server, requests, concurrency=config.concurrency, closed_s=config.capacity_s)
+            report, _ = generate(job)
+        begin_s = config.capacity_s / 3
+        found = capacity(report.outcomes, begin_s, config.capacity_s, workload.mean_output_tokens)
+        if not found:
+            said = next((outcome.error for outcome in report.outcomes if outcome.error), "")
+            raise ConfigError(
+                f"in {config.capacity_s:.0f} s not one token came, so there is no capacity to take a share of; the "
+                f"first request said: {said}"
+            )
+        self.say(f"  {found:.2f} requests a second")
+        return found
+
+    def _trace(self, run: ServeRun) -> tuple[ServeRequest, ...]:
+        config = self.config
+        workload = config.workload(run.rate, run.adapters, self.vocab_size)
+        hog = config.hog if config.tenants > 1 else 1.0
+        requests = draw_requests(workload, num_tenants=config.tenants, hog=hog)
+        requests = without_tenant(requests, 0) if run.without_hog else requests
+        if not requests:
+            raise ConfigError(
+                f"{run.rate:.3g} requests a second for {config.duration_s:g} s are none; measure longer"
+            )
+        return requests
+
+    def _job(
+        self,
+        server: Server,
+        requests: tuple[ServeRequest, ...],
+        *,
+        concurrency: int | None = None,
+        closed_s: float = 0.0,
+    ) -> Job:
+        return Job(
+            url=server.url,
+            base=server.base,
+            adapters=server.adapters,
+            keys=server.keys,
+            requests=requests,
+            timeout_s=self.config.timeout_s,
+            concurrency=concurrency,
+            closed_s=closed_s,
+        )
+
+    @contextmanager
+    def _server(self, policy: str) -> Iterator[Server]:
+        config = self.config
+        if config.url:
+            yield running_server(config.url, config.api_key, config.tenants, config.num_adapters)
+            return
+        names = [adapter_name(number) for number in range(config.num_adapters)]
+        # Without a prefix cache: what it saved on requests that happen to be equal would be no speed.
+        options = ["--no-prefix-caching", "--first-token-deadline-s", str(config.slo_s)]
+        if policy:
+            options += ["--policy", BENCH_POLICIES.get(policy, policy)]
+        options += config.options
+        with started_server(config.model, self.adapters_folder, names, config.tenants, options) as server:
+            yield server
+
+
+@contextmanager
+def _bench(config: ServeBenchConfig, model: LlamaConfig, say: Say) -> Iterator[_Bench]:
+    """With the adapters on disk, as long as it is measured."""
+    with TemporaryDirectory(prefix="manylora-bench-") as folder:
+        if not config.url:
+            say(f"writing {config.num_adapters} adapters")
+            write_adapters(Path(folder), base_sites(model), config.num_adapters, config.rank, config.seed)
+        yield _Bench(config, model.vocab_size, Path(folder), say)
+
+
+def _explain(config: ServeBenchConfig, model: LlamaConfig, say: Say) -> Explained:
+    say("measuring how fast memory is read")
+    ceilings = measure_ceilings(
+        layer_products(model), model.num_layers, torch.float32, threads=torch.get_num_threads()
+    )
+    return Explained(
+        memory_read_gb_s=ceilings.memory_read_gb_s,
+        adapter_bytes=round(mean(adapter_bytes(model, rank) for rank in config.rank)),
+    )

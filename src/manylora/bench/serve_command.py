@@ -1,0 +1,63 @@
+"""What `manylora bench serve` does from its settings to its last line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import msgspec
+from rich.console import Console
+
+from manylora.bench.command import progress_lines
+from manylora.bench.records import records_folder, should_record
+from manylora.bench.serve import Measured, measure
+from manylora.bench.serve_config import ServeBenchConfig
+from manylora.bench.serve_plots import plot_all
+from manylora.bench.serve_report import json_line, print_result
+from manylora.bench.serve_result import ServeResult
+from manylora.errors import ConfigError
+from manylora.training.aside import write_text_aside
+
+
+def bench_serve(config: ServeBenchConfig) -> None:
+    """Measure, print the tables (unless `json`), keep the record, and print it as the last line.
+
+    Raises:
+        ConfigError: the machine is busy; or the record shall be kept and there is no repository to keep it in.
+    """
+    folder = records_folder()
+    if config.record and folder is None:
+        raise ConfigError(
+            "a record can only be kept by code that runs from its repository; leave out --record"
+        )
+    measured = measure(config, progress_lines(Console(stderr=True)))
+    if not config.json:
+        print_result(measured.result)
+    if config.out is not None:
+        _write(measured, config.out)
+    if folder is not None and should_record(measured.result):
+        write_text_aside(record_file(measured.result, folder), _indented(measured.result))
+    print(json_line(measured.result))
+
+
+def record_file(result: ServeResult, folder: Path) -> Path:
+    """Where a record is kept: one of each kind and number of adapters a day and machine, the newest."""
+    name = (
+        f"{result.started[:10]}_{result.machine.slug}_serve-{result.kind}-{result.config.num_adapters}.json"
+    )
+    return folder / name
+
+
+def _write(measured: Measured, folder: Path) -> None:
+    write_text_aside(folder / "result.json", _indented(measured.result))
+    lines = [
+        msgspec.json.encode({"run": number, **msgspec.to_builtins(outcome)}).decode()
+        for number, outcomes in enumerate(measured.outcomes)
+        for outcome in outcomes
+    ]
+    write_text_aside(folder / "outcomes.jsonl", "\n".join(lines) + "\n")
+    plot_all(measured, folder)
+
+
+def _indented(result: ServeResult) -> str:
+    return json.dumps(result.to_json(), indent=1) + "\n"
