@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import asdict
 from typing import Any
 
 from manylora.errors import AdapterNotFoundError, RequestError
-from manylora.lora.adapter import Adapter
+from manylora.lora.fit import check_fits
 from manylora.lora.library import Library
 from manylora.lora.reader import AdapterRef
+from manylora.models.sites import base_sites
 from manylora.text.engine import Engine
 
 LISTING_AGE_S = 5.0
@@ -25,18 +26,12 @@ class AdapterCalls:
     A method that returns a future is answered when that is done: whoever waits for an adapter holds up no thread.
     """
 
-    def __init__(
-        self, engine: Engine, library: Library, roots: Sequence[str], check_fits: Callable[[Adapter], None]
-    ) -> None:
-        """
-        Args:
-            roots: those of the library; paths of clients are taken below them.
-            check_fits: raises AdapterMismatchError for an adapter of another model.
-        """
+    def __init__(self, engine: Engine, library: Library, roots: Sequence[str]) -> None:
+        """roots: those of the library; paths of clients are taken below them."""
         self._engine = engine
         self._library = library
         self._roots = roots
-        self._check_fits = check_fits
+        self._config = engine.model.config
         self._listed_at = 0.0
 
     def names(self) -> list[str]:
@@ -65,7 +60,7 @@ class AdapterCalls:
     def load_adapter(self, name: str, path: str | None = None) -> dict[str, Any]:
         """Read and check what lies at a path below a root, then point the name at it: a bad file changes nothing."""
         location, ref = self._locate(name if path is None else path)
-        self._check_fits(self._library.load(ref))
+        check_fits(self._library.load(ref), base_sites(self._config), self._config.name)
         self._library.add(name, location)
         return self.adapter_info(name)
 

@@ -6,6 +6,7 @@ Knows no messages: each end is told which type it receives.
 import asyncio
 import socket
 import struct
+from contextlib import suppress
 from typing import Any, Generic, TypeVar
 
 import msgspec
@@ -51,10 +52,8 @@ class Channel(Generic[In]):
 
     def close(self) -> None:
         """Close this end, also for a thread that waits in `receive`."""
-        try:
+        with suppress(OSError):  # the other end was quicker
             self._socket.shutdown(socket.SHUT_RDWR)
-        except OSError:  # the other end was quicker
-            pass
         self._socket.close()
 
     def _read(self, num_bytes: int) -> bytearray:
@@ -108,9 +107,11 @@ class AsyncChannel(Generic[In]):
         except (asyncio.IncompleteReadError, OSError) as error:
             raise ChannelClosed from error
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Close this end; what was sent is still delivered."""
         self._writer.close()
+        with suppress(OSError):  # the other end was quicker
+            await self._writer.wait_closed()
 
 
 def _framed(encoder: msgspec.msgpack.Encoder, message: msgspec.Struct, frame: bytearray) -> bytearray:

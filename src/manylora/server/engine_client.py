@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import suppress
 from itertools import count
 from typing import Any
 
@@ -176,9 +177,9 @@ class EngineClient:
 
     async def close(self) -> None:
         """Close the pipe, by which the engine process ends. What is under way fails."""
-        self._channel.close()
         self._reading.cancel()
         await asyncio.gather(self._reading, return_exceptions=True)
+        await self._channel.close()
 
     # -- inside
 
@@ -191,10 +192,8 @@ class EngineClient:
             raise EngineError(_GONE) from None
 
     def _cancel(self, request_id: str) -> None:
-        try:
+        with suppress(ChannelClosed):  # then nothing is left to be cancelled
             self._channel.send(Cancel(request_id))
-        except ChannelClosed:  # nothing is left to be cancelled
-            pass
 
     async def _call(self, method: str, **args: Any) -> Any:
         call_id = next(self._call_ids)

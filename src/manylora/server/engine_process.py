@@ -21,14 +21,12 @@ from typing import Any
 
 from manylora.errors import ManyLoraError
 from manylora.lifecycle import RequestState
-from manylora.lora.fit import check_fits
 from manylora.lora.library import Library
 from manylora.models.loading import load_model
-from manylora.models.sites import base_sites
 from manylora.models.tokenizer import load_tokenizer
-from manylora.server import logs
 from manylora.server.adapter_calls import CALLS, AdapterCalls
 from manylora.server.channel import Channel, ChannelClosed
+from manylora.server.logs import configure_logs
 from manylora.server.messages import (
     Call,
     Cancel,
@@ -218,8 +216,8 @@ def error_info(error: BaseException, what: str) -> ErrorInfo:
     return ErrorInfo(type(error).__name__, "an error inside the engine; its log has the cause")
 
 
-def start(setup: EngineSetup, channel: Channel[ToEngine]) -> EngineProcess:
-    """Build what the setup asks for and say that it is ready.
+def build(setup: EngineSetup, channel: Channel[ToEngine]) -> tuple[EngineProcess, Ready]:
+    """Build what the setup asks for, and what to say of it.
 
     Raises:
         ManyLoraError: something of the setup cannot be had.
@@ -236,10 +234,6 @@ def start(setup: EngineSetup, channel: Channel[ToEngine]) -> EngineProcess:
     tokenizer = load_tokenizer(setup.model)
     model = load_model(setup.model, dtype=setup.dtype, device=setup.device)
     engine = Engine(model, tokenizer, library, setup.engine, policy)
-    sites = base_sites(model.config)
-    calls = AdapterCalls(
-        engine, library, setup.adapters, lambda adapter: check_fits(adapter, sites, model.config.name)
-    )
     info = ModelInfo(
         name=model.config.name,
         dtype=setup.dtype,
@@ -250,8 +244,8 @@ def start(setup: EngineSetup, channel: Channel[ToEngine]) -> EngineProcess:
         page_bytes=engine.layout.page_bytes,
         page_tokens=engine.layout.page_tokens,
     )
-    channel.send(Ready(info, describe_tokenizer(tokenizer), engine.stats()))
-    return EngineProcess(engine, calls, channel)
+    ready = Ready(info, describe_tokenizer(tokenizer), engine.stats())
+    return EngineProcess(engine, AdapterCalls(engine, library, setup.adapters), channel), ready
 
 
 def main() -> int:
@@ -263,8 +257,10 @@ def main() -> int:
     try:
         setup = channel.receive()
         assert isinstance(setup, EngineSetup)
-        logs.configure(setup.log_format)
-        start(setup, channel).run()
+        configure_logs(setup.log_format)
+        process, ready = build(setup, channel)
+        channel.send(ready)
+        process.run()
     except ChannelClosed:
         return 0
     except ManyLoraError as error:

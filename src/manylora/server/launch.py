@@ -22,10 +22,10 @@ from transformers import PreTrainedTokenizerFast
 
 from manylora import errors
 from manylora.errors import ConfigError, ModelError
-from manylora.server import logs
 from manylora.server.channel import AsyncChannel, ChannelClosed
 from manylora.server.config import ServerConfig
 from manylora.server.engine_client import CANCEL_GRACE_S, EngineClient, EngineError, StreamLimits
+from manylora.server.logs import configure_logs
 from manylora.server.messages import EngineSetup, Ready, StartFailed, ToApi
 from manylora.server.tokenizer import build_tokenizer
 from manylora.text.config import EngineConfig
@@ -42,7 +42,7 @@ def serve(config: ServerConfig, engine: EngineConfig) -> int:
     Raises:
         ManyLoraError: the address is taken, or the engine cannot be built.
     """
-    logs.configure(config.log_format)
+    configure_logs(config.log_format)
     logging.getLogger("uvicorn").setLevel(logging.WARNING)  # what it says of itself is said here
     return asyncio.run(_serve(config, engine))
 
