@@ -7,14 +7,19 @@ from typing import Any
 
 from manylora.errors import ConfigError
 from manylora.text.policy import AdapterClustering, FirstComeFirstServed, Policy
+from manylora.text.policy_fair import FairShare
+from manylora.text.policy_slo import FirstTokenDeadline
 
 POLICIES: Mapping[str, type[Policy]] = MappingProxyType(
     {
         "fcfs": FirstComeFirstServed,
         "cluster": AdapterClustering,
+        "fair": FairShare,
+        "slo": FirstTokenDeadline,
     }
 )
-"""fcfs: in order of arrival. cluster: few distinct adapters at a time."""
+"""fcfs: in order of arrival. cluster: few distinct adapters at a time. fair: equal shares for tenants and mixtures.
+slo: as many first tokens as possible by their deadlines."""
 
 
 def make_policy(name: str, **options: Any) -> Policy:
