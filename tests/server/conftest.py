@@ -55,11 +55,12 @@ class Running:
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(60)
 
     @contextmanager
-    def serve(self, app: FastAPI) -> Iterator[str]:
+    def serve(self, app: FastAPI, **options: Any) -> Iterator[str]:
         """Serve an app; gives its address."""
         with socket.create_server(("127.0.0.1", 0)) as listener:
-            server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, ws="none"))
-            server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]
+            server = uvicorn.Server(
+                uvicorn.Config(app, log_config=None, access_log=False, ws="none", **options)
+            )
             served = asyncio.run_coroutine_threadsafe(server._serve([listener]), self._loop)
             try:
                 yield f"http://127.0.0.1:{listener.getsockname()[1]}"

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from itertools import takewhile
 from typing import Any
 
 from manylora.server.api_errors import ApiError
-from manylora.server.protocol import UNSUPPORTED
+from manylora.server.protocol import UNSUPPORTED, UNSUPPORTED_IN_MESSAGES
 
 MAX_SHOWN = 100
 """Characters of a wrong value that a message repeats."""
@@ -23,20 +22,26 @@ def invalid(errors: Sequence[Any], body: Any) -> ApiError:
         body: what came.
     """
     paths = [_path(error, body) for error in errors]
-    # A field that may have several types has an error for each.
-    of_first = [error for error, path in zip(errors, paths, strict=True) if path[:1] == paths[0][:1]]
-    path = _common([path for path in paths if path[:1] == paths[0][:1]])
+    path = paths[0]
+    # A field that may have several types has an error for each: about itself, or about what it holds.
+    of_field = [error for error, other in zip(errors, paths, strict=True) if other[: len(path)] == path]
     param = ".".join(map(str, path)) or None
-    if path and path[-1] in UNSUPPORTED and errors[0]["type"] != "unknown_field":
+    if _is_unsupported(path) and errors[0]["type"] != "unknown_field":
         return ApiError(400, f"`{param}` is not supported by this server; leave it out", param=param)
-    wanted = " or ".join(dict.fromkeys(_wanted(error) for error in of_first))
-    got = "" if of_first[0]["type"] in ("missing", "unknown_field") else f", got {_shown(_at(path, body))}"
+    wanted = " or ".join(dict.fromkeys(_wanted(error) for error in of_field))
+    got = (
+        "" if errors[0]["type"] in ("missing", "unknown_field") else f", got {_shown(of_field, path, body)}"
+    )
     return ApiError(400, f"{f'`{param}`' if param else 'the body'}: {wanted}{got}", param=param)
 
 
-def _common(paths: Sequence[_Path]) -> _Path:
-    columns = zip(*paths, strict=False)
-    return [column[0] for column in takewhile(lambda column: len(set(column)) == 1, columns)]
+def _is_unsupported(path: _Path) -> bool:
+    match path:
+        case ["messages", _, field, *_]:
+            return field in UNSUPPORTED_IN_MESSAGES
+        case [field, *_]:
+            return field in UNSUPPORTED
+    return False
 
 
 def _path(error: Any, body: Any) -> _Path:
@@ -66,13 +71,22 @@ def _at(path: Iterable[str | int], body: Any) -> Any:
 
 def _wanted(error: Any) -> str:
     message: str = error["msg"]
-    return (
-        message.removeprefix("Value error, ")
-        .replace("Input should be", "expected")
-        .replace("Field ", "field ")
-    )
+    for theirs, ours in _WORDS:
+        message = message.replace(theirs, ours)
+    return message
 
 
-def _shown(value: Any) -> str:
-    text = repr(value)
+_WORDS = (
+    ("Value error, ", ""),
+    ("Input should be ", "expected "),
+    ("Field required", "is required"),
+    ("String should", "it should"),
+    ("List should", "it should"),
+    ("Dictionary should", "it should"),
+)
+"""From pydantic's words to those of all our errors."""
+
+
+def _shown(errors: Sequence[Any], path: _Path, body: Any) -> str:
+    text = repr(errors[0]["input"] if len(errors) == 1 else _at(path, body))
     return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}.."

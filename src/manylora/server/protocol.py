@@ -108,10 +108,8 @@ class UnsupportedOfMessages(Body):
     tool_calls: Annotated[list[Any], Field(max_length=0)] | None = None
 
 
-UNSUPPORTED = frozenset().union(
-    *(group.model_fields for group in (UnsupportedOfCompletions, UnsupportedOfChat, UnsupportedOfMessages))
-)
-"""Names of all such fields."""
+UNSUPPORTED = frozenset(UnsupportedOfCompletions.model_fields) | frozenset(UnsupportedOfChat.model_fields)
+UNSUPPORTED_IN_MESSAGES = frozenset(UnsupportedOfMessages.model_fields)
 
 
 class LoraTerm(Body):
