@@ -29,7 +29,24 @@ class Double:
     num_cut: int = 0
     """Streams whose client left."""
 
+    names: tuple[str, ...] = ("base", "adapter-b", "adapter-a", "adapter-c")
+    """What it lists: the base, then its adapters."""
+
     _under_way: int = 0
+
+    async def models(self, request: web.Request) -> web.Response:
+        self.keys.append(request.headers.get("Authorization", ""))
+        base, *adapters = self.names
+        listed = [{"id": base, "parent": None}, *({"id": name, "parent": base} for name in adapters)]
+        return web.json_response({"object": "list", "data": listed})
+
+    async def metrics(self, request: web.Request) -> web.Response:
+        """As manylora's engine would count if each answer were a step."""
+        counts = {"steps": len(self.bodies), "adapter_loads": 3, "adapter_hits": 1, "adapter_evictions": 2}
+        lines = [f"manylora_{name}_total {value}" for name, value in (counts | {"preemptions": 0}).items()]
+        lines += [f"manylora_requests_running {self._under_way}", "manylora_step_adapters 2"]
+        lines += ['manylora_pool_bytes{kind="free"} 9']
+        return web.Response(text="\n".join(lines) + "\n")
 
     async def complete(self, request: web.Request) -> web.StreamResponse:
         body = await request.json()
@@ -83,6 +100,8 @@ def openai_double() -> Iterator[Double]:
     async def serve() -> None:
         app = web.Application()
         app.router.add_post("/v1/completions", double.complete)
+        app.router.add_get("/v1/models", double.models)
+        app.router.add_get("/metrics", double.metrics)
         runner = web.AppRunner(app, shutdown_timeout=0.1)
         await runner.setup()
         await web.TCPSite(runner, "127.0.0.1", 0).start()

@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Iterator
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -20,7 +21,7 @@ def json_line(result: ServeResult) -> str:
 
 def print_result(result: ServeResult, console: Console | None = None) -> None:
     """Print every run, what the kind of measurement asks beside it, and what the figures rest on."""
-    console = console or (Console() if sys.stdout.isatty() else Console(width=150))
+    console = console or (Console() if sys.stdout.isatty() else Console(width=170))
     console.print(_runs_table(result))
     if result.kind == "tenants":
         console.print(_tenants_table(result))
@@ -49,11 +50,16 @@ def _tenants_of(result: ServeResult, policy: str, without_hog: bool) -> dict[int
 
 
 def _table(title: str, *headings: str) -> Table:
-    table = Table(title=title)
-    table.add_column("", no_wrap=True)
-    for heading in headings:
-        table.add_column(heading, justify="right", no_wrap=True)
+    table = Table(title=title, box=box.SIMPLE, pad_edge=False)
+    for number, heading in enumerate(("policy", "load", *headings)):
+        table.add_column(heading, justify="right" if number else "left")
     return table
+
+
+def _names(row: ServeRow) -> tuple[str, str]:
+    run = row.run
+    policy = (run.policy or "its own") + (", without the hog" if run.without_hog else "")
+    return policy, f"{run.load:g}x" if run.load else f"{run.rate:g}/s"
 
 
 def _runs_table(result: ServeResult) -> Table:
@@ -61,8 +67,9 @@ def _runs_table(result: ServeResult) -> Table:
     table = _table(
         f"cv {config.cv:g}, alpha {config.alpha:g} (1 is uniform), prompts {_range(config.input_range)}, answers "
         f"{_range(config.output_range)} tokens, {config.duration_s:g} s, first token within {config.slo_s:g} s",
-        "rate\n1/s",
+        "adapters",
         "requests",
+        "sent\n1/s",
         "finished\n1/s",
         "tokens/s",
         "in time",
@@ -75,9 +82,10 @@ def _runs_table(result: ServeResult) -> Table:
     for row in result.rows:
         figures = row.figures
         table.add_row(
-            row.run.label,
-            f"{row.run.rate:.2f}",
+            *_names(row),
+            str(row.run.adapters),
             str(figures.requests),
+            f"{row.run.rate:.2f}",
             f"{figures.requests_per_s:.2f}",
             f"{figures.tokens_per_s:.1f}",
             f"{figures.attainment:.1%}",
@@ -105,7 +113,7 @@ def _tenants_table(result: ServeResult) -> Table:
         effect = hog_effect(result, policy)
         worst = max(effect, key=lambda one: one[1] / one[2], default=None)
         table.add_row(
-            row.run.label,
+            *_names(row),
             _number(row.figures.fairness_tenants, 3),
             f"{hog.attainment:.1%}, {_number(hog.ttft.p95_s, 2)}",
             _number(None if worst is None else worst[1], 2),
@@ -118,6 +126,7 @@ def _tenants_table(result: ServeResult) -> Table:
 def _adapters_table(result: ServeResult) -> Table:
     table = _table(
         "steps, beside the time in which the adapters of a step can be read",
+        "adapters",
         "finished\n1/s",
         "distinct adapters\na step",
         "loads",
@@ -134,7 +143,8 @@ def _adapters_table(result: ServeResult) -> Table:
         )
         read_s = None if distinct is None or not result.explained else result.explained.read_s(distinct)
         table.add_row(
-            row.run.label,
+            *_names(row),
+            str(row.run.adapters),
             f"{row.figures.requests_per_s:.2f}",
             _number(distinct, 1),
             "-" if row.engine is None else str(row.engine.adapter_loads),

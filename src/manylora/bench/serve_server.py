@@ -20,7 +20,7 @@ from typing import IO, Any
 from manylora.bench.serve_metrics import Scrape, parse_metrics
 from manylora.errors import ConfigError
 
-START_TIMEOUT_S = 300.0
+START_TIMEOUT_S = 600.0
 END_TIMEOUT_S = 60.0
 CALL_TIMEOUT_S = 30.0
 KEY_FILE = "keys.json"
@@ -82,10 +82,12 @@ def started_server(
 ) -> Iterator[Server]:
     """Run `manylora serve` on a free port, with a key for each tenant, until the `with` ends.
 
+    An error that leaves the `with` carries the end of what the server said.
+
     Args:
         options: more of its command line.
     Raises:
-        RuntimeError: it ended, or was not ready in time; with the end of what it said.
+        RuntimeError: it ended, or was not ready in time.
     """
     keys = tuple(f"sk-{secrets.token_hex(16)}" for _ in range(num_tenants))
     with (
@@ -108,9 +110,12 @@ def started_server(
         with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log) as process:
             server = Server(f"http://127.0.0.1:{port}", keys, keys[0], "base", tuple(adapters))
             try:
-                _wait_until_ready(server.url, process, log)
+                _wait_until_ready(server.url, process)
                 _warm_up(server)
                 yield server
+            except Exception as error:
+                error.add_note(f"manylora serve said:\n{_tail(log)}")
+                raise
             finally:
                 _end(process)
 
@@ -127,18 +132,18 @@ def _free_port() -> int:
         return port
 
 
-def _wait_until_ready(url: str, process: subprocess.Popen[bytes], log: IO[str]) -> None:
+def _wait_until_ready(url: str, process: subprocess.Popen[bytes]) -> None:
     until_s = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < until_s:
         if process.poll() is not None:
-            raise RuntimeError(f"manylora serve ended with code {process.returncode}:\n{_tail(log)}")
+            raise RuntimeError(f"manylora serve ended with code {process.returncode}")
         try:
             _get(url + "/ready", None)
         except (urllib.error.URLError, ConnectionError):
             time.sleep(0.1)
         else:
             return
-    raise RuntimeError(f"manylora serve was not ready after {START_TIMEOUT_S:.0f} s:\n{_tail(log)}")
+    raise RuntimeError(f"manylora serve was not ready after {START_TIMEOUT_S:.0f} s")
 
 
 def _warm_up(server: Server) -> None:
