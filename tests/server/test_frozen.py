@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,9 @@ from manylora.server import app as application
 from manylora.server import protocol
 from manylora.server.api_errors import ErrorBody
 from manylora.server.chat import ChatChunk
+from manylora.server.config import ServerConfig
 from manylora.server.metrics import Metrics
+from manylora.text.config import EngineConfig
 from tests.server.test_metrics import Double
 
 HERE = Path(__file__).parent
@@ -91,6 +95,40 @@ def test_every_answer_of_the_document_is_described(api: httpx.Client) -> None:
         for method in methods.values():
             assert {"200", "default"} < method["responses"].keys(), path
             assert "422" not in method["responses"], path
+
+
+def test_the_documentation_names_everything() -> None:
+    """Each field, flag, route and metric stands in docs/serving.md."""
+    text = (HERE.parents[1] / "docs" / "serving.md").read_text()
+    ours = {name for model in BODIES for name in body_fields(model)} - protocol.UNSUPPORTED
+    flags = {
+        f"--{field.name.replace('_', '-')}"
+        for config in (ServerConfig, EngineConfig)
+        for field in fields(config)
+    }
+    words = (
+        ours | (flags - {"--model"}) | {path.replace("{model}", "{id}") for path in stored("routes.json")}
+    )
+    assert len(words) > 60
+    assert [
+        word for word in sorted(words) if not re.search(rf"(?<![\w-]){re.escape(word)}(?![\w-])", text)
+    ] == []
+    # Of a pair like `manylora_adapter_loads_total`, `_hits_total`, the second is named by its end.
+    series = [name.rsplit("_", 1)[-1] for name in stored("metrics.json")]
+    assert [end for end in series if not re.search(rf"_{end}(?![a-z])", text)] == []
+
+
+def test_the_dashboard_shows_series_that_exist() -> None:
+    known = set(stored("metrics.json"))
+    board = json.loads((HERE.parents[1] / "docs" / "dashboards" / "grafana.json").read_text())
+    asked = {
+        name
+        for panel in board["panels"]
+        for target in panel["targets"]
+        for name in re.findall(r"(?:manylora_|vllm:)\w+", target["expr"])
+    }
+    assert len(asked) > 15
+    assert {re.sub(r"_(total|bucket)$", "", name) for name in asked} <= known
 
 
 def _write() -> None:

@@ -63,6 +63,11 @@ def events(answer: httpx.Response) -> list[dict[str, Any]]:
     return [json.loads(line.removeprefix("data: ")) for line in lines[:-1]]
 
 
+def name_of(token_id: int) -> str:
+    """A token of the tiny model, which is a byte."""
+    return chr(token_id) if token_id < 128 else f"bytes:\\x{token_id:02x}"
+
+
 def error_of(answer: httpx.Response) -> dict[str, Any]:
     """The error object, in OpenAI's shape whatever went wrong."""
     assert answer.headers["content-type"] == "application/json"
@@ -80,12 +85,16 @@ def test_completions_equal_the_offline_engine(client, offline):
     told = set()
     for model, mixture in (("tiny", None), ("alice", "alice"), (MIXTURE, MIXTURE)):
         (want,) = offline("hello", mixture, temperature=0, max_tokens=8, ignore_eos=True)
-        got = client.completions.create(**{k: v for k, v in BODY.items() if k != "ignore_eos"} | {"model": model},
-                                        extra_body={"ignore_eos": True})  # fmt: skip
-        assert (got.choices[0].text, got.choices[0].finish_reason) == (want.text, "length")
+        options = {name: value for name, value in BODY.items() if name != "ignore_eos"}
+        got = client.completions.create(
+            **options | {"model": model, "logprobs": 0}, extra_body={"ignore_eos": True}
+        )
+        choice = got.choices[0]
+        assert (choice.text, choice.finish_reason) == (want.text, "length")
+        assert choice.logprobs.tokens == [name_of(token_id) for token_id in want.token_ids]
         assert (got.usage.prompt_tokens, got.usage.completion_tokens, got.usage.total_tokens) == (5, 8, 13)
         assert (got.model, got.object) == (model, "text_completion")
-        told.add(want.text)
+        told.add(want.token_ids)
     assert len(told) == 3  # the adapters change the answer
 
 
@@ -228,12 +237,7 @@ def test_log_probabilities_name_tokens_and_bytes(api, offline):
     # Tokens of the tiny model are bytes: a part of a character is told as bytes, and together they are the answer.
     joined = bytes(byte for entry in content for byte in entry["bytes"])
     assert joined.decode(errors="replace") == chat["choices"][0]["message"]["content"]
-    for entry in content:
-        assert entry["token"] == (
-            bytes(entry["bytes"]).decode()
-            if entry["bytes"][0] < 128
-            else f"bytes:\\x{entry['bytes'][0]:02x}"
-        )
+    assert [entry["token"] for entry in content] == [name_of(entry["bytes"][0]) for entry in content]
     assert api.post("/v1/chat/completions", json=CHAT).json()["choices"][0]["logprobs"] is None
 
 
@@ -276,7 +280,8 @@ def test_models_are_the_base_and_the_adapters(api, client):
 
 def test_adapters_are_loaded_pointed_anew_and_unloaded(api):
     def answer(model: str) -> httpx.Response:
-        return api.post("/v1/completions", json=BODY | {"model": model})
+        done: httpx.Response = api.post("/v1/completions", json=BODY | {"model": model})
+        return done
 
     def text(model: str) -> str:
         return str(answer(model).json()["choices"][0]["text"])

@@ -164,7 +164,8 @@ def test_what_the_engine_counts_is_passed_on(exposed):
     read = {"waiting_adapters", "running_adapters", "pool_bytes", "num_ended", "num_resident_adapters"}
     for field in set(EngineStats.__dataclass_fields__) - read:
         changed = Double()
-        changed.stats = replace(Double.stats, **{field: 123_456})
+        values: dict[str, Any] = {field: 123_456}
+        changed.stats = replace(Double.stats, **values)
         other = exposed(changed)
         assert any(other[key] == 123_456 for key in series), field
 

@@ -236,7 +236,13 @@ def test_messages_as_templates_take_them():
         "content": "one\ntwo",
     }
     # As the answer of a chat comes back in the next request.
-    echo = {"role": "assistant", "content": "hi", "refusal": None, "tool_calls": None, "annotations": []}
+    echo: dict[str, Any] = {
+        "role": "assistant",
+        "content": "hi",
+        "refusal": None,
+        "tool_calls": None,
+        "annotations": [],
+    }
     assert Message.model_validate(echo).rendered() == {"role": "assistant", "content": "hi"}
 
 

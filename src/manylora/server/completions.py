@@ -70,8 +70,8 @@ async def _tokenized(service: Service, body: CompletionBody) -> Sequence[Sequenc
     if isinstance(prompt, str):
         return [await service.prompts.of_text(prompt)]
     if isinstance(prompt[0], str):
-        return await asyncio.gather(*(service.prompts.of_text(text) for text in prompt))  # type: ignore[arg-type]
-    return [prompt] if isinstance(prompt[0], int) else prompt  # type: ignore[list-item,return-value]
+        return await asyncio.gather(*(service.prompts.of_text(text) for text in prompt))
+    return [prompt] if isinstance(prompt[0], int) else prompt
 
 
 class CompletionFormat:

@@ -100,7 +100,7 @@ class Metrics:
         ProcessCollector(registry=registry)
         GCCollector(registry=registry)
         self._resident: Sequence[dict[str, Any]] = ()
-        registry.register(self)  # type: ignore[arg-type]  # has collect(), all that is asked of a collector
+        registry.register(self)
 
     # -- exposition
 

@@ -35,7 +35,8 @@ class TokenTexts:
 
     def _find(self, token_id: int) -> bytes:
         if token_id in self._added:
-            return self._added[token_id].encode()
+            content: str = self._added[token_id]
+            return content.encode()
         token: str = self._backend.id_to_token(token_id) or ""
         if self._is_byte_level:
             return bytes(_BYTE_OF[character] for character in token if character in _BYTE_OF)
