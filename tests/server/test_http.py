@@ -6,7 +6,7 @@ import asyncio
 import json
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -496,6 +496,42 @@ def test_a_request_may_bound_its_own_time(api, running):
 
 def test_the_server_may_bound_the_time_of_all(serve):
     assert serve(request_timeout_s=0.05).post("/v1/completions", json=LONG).status_code == 408
+
+
+def test_a_client_that_does_not_read_ends_its_request(running):
+    """As a full socket does, `send` does not return."""
+    config = ServerConfig(model="tiny", served_model_name="tiny", client_timeout_s=0.3)
+    app = create_app(running.client, config, running.tokenizer)
+    body = json.dumps(LONG | {"stream": True}).encode()
+    sent: list[str] = []
+
+    async def one_request() -> None:
+        messages = [{"type": "http.request", "body": body, "more_body": False}]
+
+        async def receive() -> dict[str, Any]:
+            return messages.pop() if messages else await asyncio.Event().wait() or {}
+
+        async def send(message: MutableMapping[str, Any]) -> None:
+            sent.append(message["type"])
+            if len(sent) == 3:
+                assert running.client.stats.num_ended < begun + 3
+                await asyncio.Event().wait()
+
+        headers = [(b"content-type", b"application/json")]
+        scope = {
+            "type": "http",
+            "method": "POST",
+            "path": "/v1/completions",
+            "headers": headers,
+            "query_string": b"",
+        }
+        await app(scope, receive, send)
+
+    begun = running.client.stats.num_ended
+    running.call(one_request())
+    assert sent == ["http.response.start", "http.response.body", "http.response.body"]
+    wait_for(lambda: running.client.stats.num_ended >= begun + 3 and running.client.stats.num_running == 0)
+    assert running.client.stats.pool_bytes.kv_in_use == 0
 
 
 def test_a_body_that_does_not_come_is_not_waited_for(serve):

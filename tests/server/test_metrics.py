@@ -12,6 +12,8 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from manylora.memory.unified import MemoryUse
+from manylora.server.engine_client import EngineError
+from manylora.server.messages import UNAVAILABLE, ErrorInfo
 from manylora.server.metrics import MAX_ADAPTERS, OTHER_ADAPTERS, Metrics
 from manylora.text.stats import EngineStats
 
@@ -107,6 +109,8 @@ class Double:
         self._num_resident = num_resident
 
     async def residency(self) -> list[dict[str, Any]]:
+        if not self.is_alive:
+            raise EngineError(ErrorInfo(UNAVAILABLE, "the engine has stopped"))
         return [
             {
                 "identity": f"{i:04}",

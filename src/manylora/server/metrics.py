@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry, Counter, GCCollector, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
-from manylora.server.engine_client import EngineClient
+from manylora.server.engine_client import EngineClient, EngineError
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 
@@ -106,7 +106,10 @@ class Metrics:
 
     async def exposition(self) -> bytes:
         """All series as text. Asks the engine which adapters are resident."""
-        self._resident = await self._client.residency() if self._client.is_alive else ()
+        try:
+            self._resident = await self._client.residency()
+        except EngineError:  # it has ended, which is when the rest is most wanted
+            self._resident = ()
         return generate_latest(self._registry)
 
     def collect(self) -> Iterable[Metric]:
