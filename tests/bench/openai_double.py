@@ -44,6 +44,7 @@ class Double:
         """As manylora's engine would count if each answer were a step."""
         counts = {"steps": len(self.bodies), "adapter_loads": 3, "adapter_hits": 1, "adapter_evictions": 2}
         lines = [f"manylora_{name}_total {value}" for name, value in (counts | {"preemptions": 0}).items()]
+        lines += [f"manylora_step_seconds_total {0.01 * len(self.bodies)}"]
         lines += [f"manylora_requests_running {self._under_way}", "manylora_step_adapters 2"]
         lines += ['manylora_pool_bytes{kind="free"} 9']
         return web.Response(text="\n".join(lines) + "\n")

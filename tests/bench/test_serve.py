@@ -203,26 +203,20 @@ def scrape(steps: float, running: float, distinct: float) -> dict[str, float]:
     names = ("adapter_loads", "adapter_hits", "adapter_evictions", "preemptions")
     return {
         "manylora_steps_total": steps,
+        "manylora_step_seconds_total": 0.2 * steps,
         "manylora_requests_running": running,
         "manylora_step_adapters": distinct,
         **{f"manylora_{name}_total": 2 * steps for name in names},
     }
 
 
-def test_steps_are_timed_while_the_engine_has_work():
-    counts = EngineCounts.of(
-        [
-            (0.0, scrape(10, 0, 0)),
-            (1.0, scrape(12, 3, 5)),
-            (2.0, scrape(17, 3, 7)),  # the one second between two scrapes that found work: five steps
-            (9.0, scrape(20, 0, 7)),
-        ]
-    )
+def test_what_the_engine_did_lies_between_two_scrapes():
+    counts = EngineCounts.of([scrape(10, 0, 0), scrape(12, 3, 5), scrape(17, 3, 7), scrape(20, 0, 7)])
     assert counts.steps == 10
     assert counts.step_s == pytest.approx(0.2)
-    assert counts.distinct_adapters_per_step == 6
+    assert counts.distinct_adapters_per_step == 6  # of the two that found it at work
     assert counts.adapter_loads == counts.preemptions == 20
-    idle = EngineCounts.of([(0.0, scrape(1, 0, 0)), (1.0, scrape(1, 0, 0))])
+    idle = EngineCounts.of([scrape(1, 0, 0), scrape(1, 0, 0)])
     assert (idle.steps, idle.step_s, idle.distinct_adapters_per_step) == (0, None, None)
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
 import threading
-import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from statistics import mean
 from types import TracebackType
 from typing import Self
 
@@ -27,10 +26,10 @@ class EngineCounts:
 
     steps: int
     step_s: float | None
-    """Mean time of a step, of the seconds in which the engine had work; None where there was no such second."""
+    """Mean time of a step; None where there was none."""
 
     distinct_adapters_per_step: float | None
-    """Mean of the last step's, over the scrapes that found the engine at work."""
+    """Mean of the last step's, over the scrapes that found the engine at work; None where none did."""
 
     adapter_loads: int
     adapter_hits: int
@@ -38,33 +37,27 @@ class EngineCounts:
     preemptions: int
 
     @classmethod
-    def of(cls, scrapes: list[tuple[float, Scrape]]) -> EngineCounts:
-        """Return what lies between the first scrape and the last; each comes with its time in seconds."""
-        (_, first), (_, last) = scrapes[0], scrapes[-1]
+    def of(cls, scrapes: Sequence[Scrape]) -> EngineCounts:
+        """Return what lies between the first scrape and the last."""
+        first, last = scrapes[0], scrapes[-1]
 
         def grown(name: str) -> int:
             return int(last[name] - first[name])
 
-        busy = [
-            (end_s - begin_s, after["manylora_steps_total"] - before["manylora_steps_total"])
-            for (begin_s, before), (end_s, after) in itertools.pairwise(scrapes)
-            if _is_busy(before) and _is_busy(after)
+        steps = grown("manylora_steps_total")
+        seconds = last["manylora_step_seconds_total"] - first["manylora_step_seconds_total"]
+        at_work = [
+            each["manylora_step_adapters"] for each in scrapes if each["manylora_requests_running"] > 0
         ]
-        num_steps = sum(steps for _, steps in busy)
-        distinct = [scrape["manylora_step_adapters"] for _, scrape in scrapes if _is_busy(scrape)]
         return cls(
-            steps=grown("manylora_steps_total"),
-            step_s=sum(seconds for seconds, _ in busy) / num_steps if num_steps else None,
-            distinct_adapters_per_step=sum(distinct) / len(distinct) if distinct else None,
+            steps=steps,
+            step_s=seconds / steps if steps else None,
+            distinct_adapters_per_step=mean(at_work) if at_work else None,
             adapter_loads=grown("manylora_adapter_loads_total"),
             adapter_hits=grown("manylora_adapter_hits_total"),
             adapter_evictions=grown("manylora_adapter_evictions_total"),
             preemptions=grown("manylora_preemptions_total"),
         )
-
-
-def _is_busy(scrape: Scrape) -> bool:
-    return scrape["manylora_requests_running"] > 0
 
 
 class MetricsWatch:
@@ -78,7 +71,7 @@ class MetricsWatch:
     def __init__(self, read: Callable[[], Scrape], interval_s: float = INTERVAL_S) -> None:
         self._read = read
         self._interval_s = interval_s
-        self._scrapes: list[tuple[float, Scrape]] = []
+        self._scrapes: list[Scrape] = []
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="metrics", daemon=True)
 
@@ -107,7 +100,7 @@ class MetricsWatch:
                 continue  # a server at its limit may miss a scrape; the last one, which must not, is taken at the end
 
     def _scrape(self) -> None:
-        self._scrapes.append((time.perf_counter(), self._read()))
+        self._scrapes.append(self._read())
 
 
 def parse_metrics(text: str) -> Scrape:

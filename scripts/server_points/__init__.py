@@ -1,0 +1,1 @@
+"""The points of `make show-server`."""

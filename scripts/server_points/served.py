@@ -1,0 +1,50 @@
+"""Real servers for the points: `manylora serve` in processes of its own, and how much memory they take."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+from openai import AsyncOpenAI
+from prometheus_client.parser import text_string_to_metric_families
+
+from manylora.bench.serve_server import Server, started_server
+from manylora.lora.formats import save_peft
+from manylora.models.tiny import save_tiny, tiny_adapter, tiny_config
+
+TINY_ADAPTERS = 8
+
+
+@contextmanager
+def tiny_server(folder: Path, *options: str) -> Iterator[Server]:
+    """Serve the tiny model with adapters "tiny-0" .. "tiny-7", checking every step."""
+    model = save_tiny(folder / "tiny")
+    names = [f"tiny-{number}" for number in range(TINY_ADAPTERS)]
+    for seed, name in enumerate(names):
+        save_peft(tiny_adapter(tiny_config(), seed=seed, name=name), folder / "adapters" / name)
+    with started_server(str(model), folder / "adapters", names, 1, ["--debug", *options]) as server:
+        yield server
+
+
+def openai_client(server: Server) -> AsyncOpenAI:
+    """The real client, which repeats nothing: a request that fails shall be seen."""
+    return AsyncOpenAI(base_url=server.url + "/v1", api_key=server.keys[0], max_retries=0, timeout=600)
+
+
+def headers(server: Server) -> Mapping[str, str]:
+    return {"Authorization": f"Bearer {server.keys[0]}"}
+
+
+def labelled(text: str, name: str) -> dict[str, float]:
+    """A series of /metrics with one label or several: their values, joined by commas, to the series' value."""
+    return {
+        ",".join(sample.labels.values()): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+        if sample.name == name
+    }
+
+
+def server_rss_bytes() -> int:
+    """Memory of every process below this one: both of a server's."""
+    return sum(process.memory_info().rss for process in psutil.Process().children(recursive=True))
