@@ -5,8 +5,15 @@ Knows no adapter, request or configuration: which rows use what, and where it li
 """
 
 from manylora.kernels.kv import KvLayout, PagedSequences
-from manylora.kernels.ops import available_backends, lora_expand, lora_shrink, paged_attention, write_kv
-from manylora.kernels.segments import ROW_DTYPES, RankRows, Segments, hidden_layout
+from manylora.kernels.ops import (
+    available_backends,
+    lora_expand,
+    lora_shrink,
+    paged_attention,
+    place_rows,
+    write_kv,
+)
+from manylora.kernels.segments import ROW_DTYPES, PlacedRows, RankRows, Segments, hidden_layout
 
 __all__ = [
     "ROW_DTYPES",
@@ -20,4 +27,6 @@ __all__ = [
     "lora_expand",
     "write_kv",
     "paged_attention",
+    "PlacedRows",
+    "place_rows",
 ]

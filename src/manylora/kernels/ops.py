@@ -13,7 +13,7 @@ from torch import Tensor
 from manylora.errors import ConfigError, KernelUnavailable
 from manylora.kernels import grouped, grouped_attention, kv, native, reference, rowwise
 from manylora.kernels.kv import KvLayout, PagedSequences
-from manylora.kernels.segments import RankRows, Segments
+from manylora.kernels.segments import PlacedRows, RankRows, Segments
 
 COMPUTE_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 """What x, y and q may be. Sums are kept in float32, or in float64 for float64."""
@@ -75,6 +75,10 @@ class SiluMul(Protocol):
     def __call__(self, gate_up: Tensor) -> Tensor: ...
 
 
+class PlaceRows(Protocol):
+    def __call__(self, source: Tensor, image: Tensor, rows: PlacedRows) -> None: ...
+
+
 @dataclass(frozen=True)
 class Backend:
     """One implementation of every kernel."""
@@ -86,6 +90,7 @@ class Backend:
     rotate: Rotate = rowwise.rotate
     add_rms_norm: AddRmsNorm = rowwise.add_rms_norm
     silu_mul: SiluMul = rowwise.silu_mul
+    place_rows: PlaceRows = reference.place_rows
     dtypes: tuple[torch.dtype, ...] = COMPUTE_DTYPES
     """What its activations may be."""
     cpu_only: bool = False
@@ -110,6 +115,7 @@ if native.AVAILABLE:
             native.rotate,
             native.add_rms_norm,
             native.silu_mul,
+            native.place_rows,
             dtypes=native.DTYPES,
             cpu_only=True,
         ),
@@ -276,6 +282,36 @@ def silu_mul(
     return _choose(backend, gate_up).silu_mul(gate_up)
 
 
+def place_rows(
+    source: Tensor,  # [N]  2 or 4 bytes a value, on the host
+    image: Tensor,  # [num_bytes]  uint8, on the host
+    rows: PlacedRows,
+    *,
+    backend: str | None = None,
+) -> None:
+    """Copy values of an adapter to where its rank rows lie in the image.
+
+    Raises:
+        ConfigError: a row that does not lie within source and image; a size of values that no adapter has.
+        KernelUnavailable: no such backend.
+    """
+    if source.itemsize not in (2, 4) or source.device.type != "cpu" or not source.is_contiguous():
+        raise ConfigError(
+            f"source must be contiguous values of 2 or 4 bytes on a CPU, got {source.dtype} on {source.device}"
+        )
+    if image.dtype != torch.uint8 or image.device.type != "cpu" or not image.is_contiguous():
+        raise ConfigError(f"image must be contiguous uint8 on a CPU, got {image.dtype} on {image.device}")
+    lowest, source_end = rows.bounds
+    image_end = rows.image_bytes(source.itemsize)
+    if lowest < 0 or source_end > source.numel() or image_end > image.numel():
+        raise ConfigError(
+            f"rows from value {lowest} to {source_end} and up to byte {image_end} do not lie in a source of "
+            f"{source.numel()} values and an image of {image.numel()} bytes"
+        )
+    chosen = next(iter(BACKENDS.values())) if backend is None else _named(backend)
+    chosen.place_rows(source, image, rows)
+
+
 def _choose(backend: str | None, activations: Tensor) -> Backend:
     """The backend of this name; None: the first that computes in the dtype of the activations, where they lie."""
     dtype, device = activations.dtype, activations.device
@@ -287,9 +323,7 @@ def _choose(backend: str | None, activations: Tensor) -> Backend:
             f"no kernel backend computes in {dtype} on {device}; there are {', '.join(BACKENDS)}, "
             f"which take {', '.join(map(str, COMPUTE_DTYPES))}"
         )
-    if backend not in BACKENDS:
-        raise KernelUnavailable(f"no kernel backend is called {backend!r}; known: {', '.join(BACKENDS)}")
-    chosen = BACKENDS[backend]
+    chosen = _named(backend)
     if not chosen.runs(dtype, device):
         where = "a CPU" if chosen.cpu_only else "any device"
         raise KernelUnavailable(
@@ -297,6 +331,12 @@ def _choose(backend: str | None, activations: Tensor) -> Backend:
             f"got {dtype} on {device}"
         )
     return chosen
+
+
+def _named(backend: str) -> Backend:
+    if backend not in BACKENDS:
+        raise KernelUnavailable(f"no kernel backend is called {backend!r}; known: {', '.join(BACKENDS)}")
+    return BACKENDS[backend]
 
 
 def _check_pages(pages: Tensor) -> None:

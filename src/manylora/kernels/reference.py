@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from manylora.kernels.kv import KvLayout, PagedSequences
-from manylora.kernels.segments import ROW_DTYPES, RankRows, Segments
+from manylora.kernels.segments import ROW_DTYPES, PlacedRows, RankRows, Segments
 
 
 def lora_shrink(x: Tensor, pages: Tensor, a: RankRows, segments: Segments) -> Tensor:
@@ -46,6 +46,16 @@ def lora_expand(
                 delta += h[first + r].to(compute) * rank_row
             gain = segments.weight[int(segments.row_start[s]) + i].to(compute) * scaling[s].to(compute)
             y[row] = (y[row].to(compute) + gain * delta).to(y.dtype)
+
+
+def place_rows(source: Tensor, image: Tensor, rows: PlacedRows) -> None:
+    """One rank row after the other. See ops.place_rows."""
+    values = source.view(torch.uint8).view(-1, source.itemsize)  # [N, itemsize]
+    for begin, stride, length, offset in zip(
+        rows.begin.tolist(), rows.stride.tolist(), rows.length.tolist(), rows.offset.tolist(), strict=True
+    ):
+        row = values[begin : begin + length * stride : stride][:length]
+        image[offset : offset + length * source.itemsize] = row.reshape(-1)
 
 
 def paged_attention(

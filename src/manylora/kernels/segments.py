@@ -110,6 +110,33 @@ class Segments:
 
 
 @dataclass(frozen=True, eq=False)
+class PlacedRows:
+    """How rank rows come from an adapter's values, and where they go: row i of an image is `length[i]` values, from
+    value `begin[i]` on, `stride[i]` apart (a column of lora_b is a rank row), and lies at byte `offset[i]`."""
+
+    begin: Tensor  # [R]  int64, as all four
+    stride: Tensor  # [R]
+    length: Tensor  # [R]
+    offset: Tensor  # [R]
+
+    def __post_init__(self) -> None:
+        for name in ("begin", "stride", "length", "offset"):
+            check_index(f"PlacedRows.{name}", getattr(self, name), torch.int64, len(self.begin))
+
+    @cached_property
+    def bounds(self) -> tuple[int, int]:
+        """(the smallest number in the table, one past the last value that is read)."""
+        if len(self.begin) == 0:
+            return 0, 0
+        lowest = min(int(column.min()) for column in (self.begin, self.stride, self.length, self.offset))
+        return lowest, int((self.begin + (self.length - 1) * self.stride).max()) + 1
+
+    def image_bytes(self, itemsize: int) -> int:
+        """Bytes that an image must have at least."""
+        return int((self.offset + self.length * itemsize).max()) if len(self.offset) else 0
+
+
+@dataclass(frozen=True, eq=False)
 class RankRows:
     """Where rank rows lie. The table covers a whole step; begin and end pick one site, or stack of sites."""
 

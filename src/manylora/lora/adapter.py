@@ -5,17 +5,18 @@
 from __future__ import annotations
 
 import math
-import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from hashlib import blake2b
+from hashlib import sha256
 from typing import NewType
 
 import torch
-from torch import Tensor
 
 from manylora.errors import AdapterFormatError
+from manylora.lora.pairs import LoraPair, PackedPairs, pack
+
+__all__ = ["ADAPTER_DTYPES", "Adapter", "AdapterId", "LoraPair", "widest"]
 
 AdapterId = NewType("AdapterId", str)
 """Hex of the hash of an adapter's content. Two names of the same content have the same id."""
@@ -23,49 +24,13 @@ AdapterId = NewType("AdapterId", str)
 ADAPTER_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class LoraPair:
-    """What one site gets: `y += scaling * (x @ lora_a.T) @ lora_b.T`."""
-
-    lora_a: Tensor  # [R, D]
-    lora_b: Tensor  # [O, R]
-    scaling: float
-    """alpha / rank, or alpha / sqrt(rank) for rsLoRA."""
-
-    kernel_size: tuple[int, int] | None = None
-    """(height, width) of a Conv2d, whose D is in_channels * height * width, in that order. None: Linear."""
-
-    @property
-    def rank(self) -> int:
-        return self.lora_a.shape[0]
-
-    @property
-    def in_features(self) -> int:
-        return self.lora_a.shape[1]
-
-    @property
-    def out_features(self) -> int:
-        return self.lora_b.shape[0]
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.lora_a.dtype
-
-    @property
-    def num_bytes(self) -> int:
-        return self.lora_a.nbytes + self.lora_b.nbytes
-
-    def delta(self, dtype: torch.dtype = torch.float64) -> Tensor:  # [O, D]
-        """Return `scaling * lora_b @ lora_a`, computed in `dtype`: what is added to the base weight."""
-        return self.scaling * (self.lora_b.to(dtype) @ self.lora_a.to(dtype))
-
-
 @dataclass(frozen=True, eq=False)
 class Adapter:
     """The pairs of all sites. The id is computed once, so nothing may write to the tensors."""
 
     sites: Mapping[str, LoraPair]
-    """Site (a module path in the base model, "model.layers.0.self_attn.q_proj") to its pair; sorted."""
+    """Site (a module path in the base model, "model.layers.0.self_attn.q_proj") to its pair; sorted. Of an adapter from
+    a file they are views that are made when they are asked for."""
 
     name: str = ""
     """For messages only. Not part of the identity."""
@@ -74,21 +39,21 @@ class Adapter:
     """The base model that the file says it was trained on. Not part of the identity."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "sites", dict(sorted(self.sites.items())))
+        if not isinstance(self.sites, PackedPairs):
+            object.__setattr__(self, "sites", dict(sorted(self.sites.items())))
+
+    @cached_property
+    def packed(self) -> PackedPairs:
+        """All pairs in one buffer. Of a valid adapter only: pairs of several dtypes have no common one."""
+        return self.sites if isinstance(self.sites, PackedPairs) else pack(self.sites)
 
     @cached_property
     def identity(self) -> AdapterId:
         """Equal for equal sites, shapes, dtypes, kernels, scalings and bits, whatever file held them."""
-        parts: list[bytes | memoryview] = []
-        for site, pair in self.sites.items():
-            kernel = pair.kernel_size or (0, 0)
-            for text in (site, str(pair.lora_a.dtype), str(pair.lora_b.dtype)):
-                parts.append(struct.pack("<q", len(text.encode())) + text.encode())
-            shapes = (*pair.lora_a.shape, *pair.lora_b.shape, *kernel)
-            parts.append(struct.pack("<6qd", *shapes, pair.scaling + 0.0))  # -0.0 is 0.0
-            parts += (_bytes_of(pair.lora_a), _bytes_of(pair.lora_b))
+        digest = sha256(self.packed.table.description)
         # At once: hashing lets go of the interpreter lock, and each time it takes it back it holds up who computes.
-        return AdapterId(blake2b(b"".join(parts), digest_size=32).hexdigest())
+        digest.update(self.packed.buffer.view(torch.uint8).numpy().data)
+        return AdapterId(digest.hexdigest())
 
     @property
     def num_bytes(self) -> int:
@@ -116,6 +81,8 @@ class Adapter:
         """
         if not self.sites:
             raise AdapterFormatError(f"{self.label} has no site: it would change nothing")
+        if isinstance(self.sites, PackedPairs) and self.sites.is_finite():
+            return  # shapes and dtypes are those of its table
         for site, pair in self.sites.items():
             problem = _shape_problem(pair) or _dtype_problem(pair, self.dtype) or _value_problem(pair)
             if problem:
@@ -126,11 +93,6 @@ def widest(dtypes: Iterable[torch.dtype]) -> torch.dtype:
     """The narrowest dtype that holds all `dtypes` exactly: float32 for bfloat16 and float16 together."""
     distinct = set(dtypes)
     return distinct.pop() if len(distinct) == 1 else torch.float32
-
-
-def _bytes_of(tensor: Tensor) -> memoryview:
-    """The tensor's bytes in row-major order; no copy where it is contiguous and on the host."""
-    return tensor.detach().contiguous().view(-1).view(torch.uint8).numpy(force=True).data
 
 
 def _shape_problem(pair: LoraPair) -> str | None:

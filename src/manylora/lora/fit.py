@@ -34,9 +34,9 @@ def check_fits(adapter: Adapter, base_sites: Mapping[str, tuple[int, int]], mode
         )
     wrong = [
         f"{site}: expected in {base_sites[site][0]}, out {base_sites[site][1]}, "
-        f"got in {pair.in_features}, out {pair.out_features}"
-        for site, pair in adapter.sites.items()
-        if (pair.in_features, pair.out_features) != base_sites[site]
+        f"got in {header.in_features}, out {header.out_features}"
+        for site, header in adapter.packed.table.sites.items()
+        if (header.in_features, header.out_features) != base_sites[site]
     ]
     if wrong:
         raise AdapterMismatchError(

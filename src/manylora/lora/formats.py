@@ -11,14 +11,25 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from manylora.errors import AdapterFormatError
-from manylora.lora.adapter import Adapter, LoraPair, widest
-from manylora.lora.header import AdapterHeader, SiteHeader, dtype_of, pair_of, pair_sizes, tensors_of
+from manylora.lora.adapter import Adapter, widest
+from manylora.lora.header import AdapterHeader, dtype_of, pair_sizes, tensors_of
+from manylora.lora.pairs import PairTable, SiteHeader
 from manylora.lora.peft_config import PeftConfig, config_for, parse_config
 from manylora.lora.peft_folder import CONFIG_FILE, TENSOR_FILE, adapter_folder, replace_files, unchanged
-from manylora.lora.tensor_file import TensorInfo, decode_tensors, encode_tensors, read_header
+from manylora.lora.spans import KnownSpans, PairSpans
+from manylora.lora.tensor_file import (
+    TensorInfo,
+    decode_tensors,
+    encode_tensors,
+    first_bytes,
+    read_header,
+    read_whole,
+)
 
 __all__ = [
     "AdapterHeader",
@@ -56,7 +67,7 @@ def peek_peft(directory: str | Path, name: str | None = None) -> AdapterHeader:
         config = _read_config(folder)
         with (folder / TENSOR_FILE).open("rb") as file:
             tensors = read_header(file, folder / TENSOR_FILE)
-    return _header(config, tensors, folder, name)
+    return _header(config, tensors, folder, folder.name if name is None else name)
 
 
 def load_peft(directory: str | Path, name: str | None = None) -> Adapter:
@@ -74,13 +85,20 @@ def load_peft(directory: str | Path, name: str | None = None) -> Adapter:
     path = folder / TENSOR_FILE
     with unchanged(folder):
         config = _read_config(folder)
-        data = path.read_bytes()
-    header = _header(config, read_header(io.BytesIO(data), path), folder, name)
-    tensors = decode_tensors(data, path)
-    pairs = {site: _pair(site, header, tensors) for site in header.sites}
-    adapter = Adapter(pairs, name=header.name, base_model=header.base_model)
+        data = read_whole(path)
+    key = (config.key, first_bytes(data))
+    spans = _KNOWN.get(key)
+    if spans is None or spans.file_bytes != len(data):
+        spans = _spans(config, data, folder)
+        _KNOWN.keep(key, spans)
+    adapter = Adapter(
+        spans.pairs(data), name=folder.name if name is None else name, base_model=config.base_model
+    )
     adapter.validate()
     return adapter
+
+
+_KNOWN = KnownSpans()
 
 
 def save_peft(adapter: Adapter, directory: str | Path, base_model: str | None = None) -> None:
@@ -113,8 +131,21 @@ def _read_config(folder: Path) -> PeftConfig:
     return parse_config(values, str(path))
 
 
+def _spans(config: PeftConfig, data: NDArray[np.uint8], folder: Path) -> PairSpans:
+    """Work out what the files hold, each tensor of it."""
+    path = folder / TENSOR_FILE
+    whole = data.tobytes()
+    tensors = read_header(io.BytesIO(whole), path)
+    header = _header(config, tensors, folder)
+    decode_tensors(whole, path)  # what else the format asks of a header, its library knows
+    halves = [
+        tensors[f"base_model.model.{site}.lora_{half}.weight"] for site in header.sites for half in "AB"
+    ]
+    return PairSpans(PairTable(header.sites, header.dtype), halves, len(data))
+
+
 def _header(
-    config: PeftConfig, tensors: Mapping[str, TensorInfo], folder: Path, name: str | None
+    config: PeftConfig, tensors: Mapping[str, TensorInfo], folder: Path, name: str = ""
 ) -> AdapterHeader:
     halves = _halves(tensors, folder / TENSOR_FILE)
     sites = {}
@@ -124,7 +155,7 @@ def _header(
             raise AdapterFormatError(f"{folder}: there are weights for site '{site}', but {reason}")
         sites[site] = _site_header(site, a.shape, b.shape, config, folder)
     dtype = widest({dtype_of(name, info, folder) for name, info in tensors.items()})
-    return AdapterHeader(sites, dtype, folder.name if name is None else name, config.base_model)
+    return AdapterHeader(sites, dtype, name, config.base_model)
 
 
 def _halves(tensors: Mapping[str, TensorInfo], path: Path) -> dict[str, tuple[TensorInfo, TensorInfo]]:
@@ -156,11 +187,6 @@ def _site_header(
             f"and lora_B is {list(b)}"
         )
     return SiteHeader(rank, in_features, out_features, config.scaling(site), kernel_size)
-
-
-def _pair(site: str, header: AdapterHeader, tensors: Mapping[str, Tensor]) -> LoraPair:
-    a, b = (tensors[f"base_model.model.{site}.lora_{half}.weight"] for half in "AB")
-    return pair_of(a, b, header.sites[site], header.dtype)
 
 
 def _peft_tensors(adapter: Adapter) -> dict[str, Tensor]:

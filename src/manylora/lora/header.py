@@ -9,21 +9,10 @@ import torch
 from torch import Tensor
 
 from manylora.errors import AdapterFormatError
-from manylora.lora.adapter import LoraPair
+from manylora.lora.pairs import LoraPair, SiteHeader
 from manylora.lora.tensor_file import TensorInfo
 
 DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
-
-
-@dataclass(frozen=True, slots=True)
-class SiteHeader:
-    """What the headers tell of one site; the words of `LoraPair`."""
-
-    rank: int
-    in_features: int
-    out_features: int
-    scaling: float
-    kernel_size: tuple[int, int] | None
 
 
 @dataclass(frozen=True)
@@ -44,8 +33,7 @@ class AdapterHeader:
     @property
     def num_bytes(self) -> int:
         """Bytes of the weights of the loaded adapter."""
-        num_values = sum(site.rank * (site.in_features + site.out_features) for site in self.sites.values())
-        return num_values * self.dtype.itemsize
+        return sum(site.num_values for site in self.sites.values()) * self.dtype.itemsize
 
 
 def dtype_of(name: str, info: TensorInfo, source: object) -> torch.dtype:

@@ -6,7 +6,7 @@ import math
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -35,6 +35,20 @@ class PeftConfig:
     layers_to_transform: tuple[int, ...]
     layers_pattern: tuple[str, ...]
     base_model: str | None
+
+    @property
+    def key(self) -> Hashable:
+        """Equal for configs that give every site the same: PEFT writes its lists of modules in any order."""
+        modules = (self.target_modules, self.exclude_modules)
+        return (
+            (self.r, self.lora_alpha, self.use_rslora),
+            (
+                tuple(self.rank_pattern.items()),
+                tuple(self.alpha_pattern.items()),
+            ),  # the first that matches counts
+            tuple(frozenset(names) if isinstance(names, tuple) else names for names in modules),
+            (self.layers_to_transform, self.layers_pattern),
+        )
 
     def rank(self, site: str) -> int:
         return _look_up(self.rank_pattern, site, self.r)

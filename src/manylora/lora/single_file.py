@@ -17,8 +17,9 @@ from manylora.lora.adapter import Adapter, widest
 from manylora.lora.diffusers_keys import parse_diffusers
 from manylora.lora.diffusers_metadata import DiffusersMetadata, parse_metadata
 from manylora.lora.foreign_keys import what_is
-from manylora.lora.header import AdapterHeader, SiteHeader, dtype_of, pair_of, pair_sizes
+from manylora.lora.header import AdapterHeader, dtype_of, pair_of, pair_sizes
 from manylora.lora.kohya_keys import PREFIXES, Part, parse_kohya
+from manylora.lora.pairs import SiteHeader
 from manylora.lora.tensor_file import TensorInfo, decode_tensors, read_header, read_metadata, read_number
 
 Kind = Literal["diffusers", "kohya"]

@@ -15,8 +15,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
 import safetensors.torch
 import torch
+from numpy.typing import NDArray
 from safetensors import SafetensorError
 from torch import Tensor
 
@@ -117,6 +119,21 @@ def read_number(file: BinaryIO, name: str, info: TensorInfo, path: Path) -> floa
     file.seek(begin)
     number: float = torch.frombuffer(bytearray(file.read(end - begin)), dtype=dtype).item()
     return number
+
+
+def read_whole(path: Path) -> NDArray[np.uint8]:
+    """Return the bytes of a file, in memory of their own."""
+    with path.open("rb", buffering=0) as file:
+        data = np.empty(os.fstat(file.fileno()).st_size, dtype=np.uint8)
+        num_read = 0
+        while num_read < len(data) and (more := file.readinto(data[num_read:].data)):
+            num_read += more
+    return data[:num_read]
+
+
+def first_bytes(data: NDArray[np.uint8]) -> bytes:
+    """Return a file's length field and header, as far as they are there: all but the values."""
+    return data[: 8 + int.from_bytes(data[:8].tobytes(), "little")].tobytes()
 
 
 def decode_tensors(data: bytes, path: Path) -> dict[str, Tensor]:

@@ -6,19 +6,27 @@ requests, no residency: who may take a page is `memory`'s business.
 Letters: R rank rows of one adapter, A and B rows together; K stacks of the model; M sites of the model.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from manylora.kernels import ROW_DTYPES
-from manylora.lora.adapter import Adapter, AdapterId, LoraPair
+from manylora.kernels import ROW_DTYPES, PlacedRows, place_rows
+from manylora.lora.adapter import Adapter, AdapterId
+from manylora.lora.pairs import PairTable
 from manylora.memory.rank_rows import place_rank_rows
 
 IntArray = npt.NDArray[np.int64]
+
+MAX_PLANS = 64
+"""Ways of lying in pages that are kept; the table of one takes some 40 bytes a rank row."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,6 +59,17 @@ class AdapterImage:
 
 
 @dataclass(frozen=True, eq=False)
+class _Plan:
+    """The image of every adapter with one table, but for its values."""
+
+    num_pages: int
+    page: npt.NDArray[np.int32]  # [R]
+    offset: IntArray  # [R]  byte offset in that page
+    rows: PlacedRows
+    index: RowIndex
+
+
+@dataclass(frozen=True, eq=False)
 class ResidentAdapter:
     """An adapter in the pool: the byte offset of each of its rank rows, and what each row is for."""
 
@@ -71,6 +90,8 @@ class AdapterPages:
         """
         self.pages = pages
         self.stacks = tuple(tuple(stack) for stack in stacks)
+        # Adapters that one recipe made share their table, and then all but their values.
+        self._plan = lru_cache(maxsize=MAX_PLANS)(self._plan_for)
 
     @property
     def page_bytes(self) -> int:
@@ -82,19 +103,16 @@ class AdapterPages:
         Raises:
             CapacityError: a rank row is longer than a page.
         """
-        runs, index = self._runs(adapter)
-        placement = place_rank_rows([(run.shape[0], run.shape[1]) for run in runs], self.page_bytes)
-        image = np.zeros((placement.num_pages, self.page_bytes), dtype=np.uint8)
-        first_row = 0
-        for run in runs:
-            _copy_run(image, run, placement.page[first_row:], placement.offset[first_row:])
-            first_row += run.shape[0]
+        packed = adapter.packed
+        plan = self._plan(packed.table)
+        image = torch.zeros(plan.num_pages * self.page_bytes, dtype=torch.uint8)
+        place_rows(packed.buffer, image, plan.rows)
         return AdapterImage(
             adapter.identity,
-            torch.from_numpy(image),
-            placement.page,
-            placement.offset.astype(np.int64),
-            index,
+            image.view(plan.num_pages, self.page_bytes),
+            plan.page,
+            plan.offset,
+            plan.index,
         )
 
     def write(self, image: AdapterImage, page_ids: Sequence[int]) -> ResidentAdapter:
@@ -110,8 +128,8 @@ class AdapterPages:
             image.identity, ids[image.page] * self.page_bytes + image.offset, image.index
         )
 
-    def _runs(self, adapter: Adapter) -> tuple[list[npt.NDArray[np.uint8]], RowIndex]:
-        """The adapter's rank rows as byte matrices [rows, row_bytes], in the order the kernels read them.
+    def _plan_for(self, table: PairTable) -> _Plan:
+        """Decide where the rank rows of adapters with this table lie, in the order in which the kernels read them.
 
         Stack by stack: lora_a of all its sites, since one shrink reads them together, then lora_b of each.
         """
@@ -120,60 +138,59 @@ class AdapterPages:
         site_range = np.zeros((2, num_sites), dtype=np.int64)
         column = np.zeros(num_sites, dtype=np.int64)
         scaling = np.zeros(num_sites, dtype=np.float32)
-        runs: list[npt.NDArray[np.uint8]] = []
+        runs: list[_Run] = []
         num_rows, site = 0, 0
         for k, stack in enumerate(self.stacks):
             present = [
-                (m, adapter.sites[name]) for m, name in enumerate(stack, site) if name in adapter.sites
+                (m, name, table.sites[name]) for m, name in enumerate(stack, site) if name in table.sites
             ]
             site += len(stack)
             stack_range[0, k] = num_rows
-            for m, pair in present:
-                column[m], scaling[m] = num_rows - stack_range[0, k], pair.scaling
-                runs.append(_bytes_of(pair.lora_a))
-                num_rows += pair.rank
+            for m, name, header in present:
+                column[m], scaling[m] = num_rows - stack_range[0, k], header.scaling
+                runs.append(_Run(table.begin[name], header.in_features, 1, header.rank, header.in_features))
+                num_rows += header.rank
             stack_range[1, k] = num_rows
-            for m, pair in present:
-                runs.append(_bytes_of(pair.lora_b.t()))
-                site_range[:, m] = num_rows, num_rows + pair.rank
-                num_rows += pair.rank
-        index = RowIndex(
-            stack_begin=stack_range[0],
-            stack_end=stack_range[1],
-            site_begin=site_range[0],
-            site_end=site_range[1],
-            site_column=column,
-            scaling=scaling,
-            dtype_code=_dtype_code(adapter),
+            for m, name, header in present:
+                # Columns of lora_b [out, rank] are its rank rows.
+                begin = table.begin[name] + header.rank * header.in_features
+                runs.append(_Run(begin, 1, header.rank, header.rank, header.out_features))
+                site_range[:, m] = num_rows, num_rows + header.rank
+                num_rows += header.rank
+        itemsize = table.dtype.itemsize
+        placement = place_rank_rows(
+            [(run.num_rows, run.length * itemsize) for run in runs], self.page_bytes
         )
-        return runs, index
+        return _Plan(
+            placement.num_pages,
+            placement.page,
+            placement.offset,
+            _placed_rows(runs, placement.page * np.int64(self.page_bytes) + placement.offset),
+            RowIndex(
+                stack_begin=stack_range[0],
+                stack_end=stack_range[1],
+                site_begin=site_range[0],
+                site_end=site_range[1],
+                site_column=column,
+                scaling=scaling,
+                dtype_code=ROW_DTYPES.index(table.dtype),
+            ),
+        )
 
 
-def _bytes_of(rows: Tensor) -> npt.NDArray[np.uint8]:
-    """[rows, n] of any dtype as [rows, n * itemsize] bytes."""
-    # numpy transposes on this thread alone; see `write`.
-    elements = rows.view(_INTEGER_OF_SIZE[rows.itemsize]).numpy()
-    matrix: npt.NDArray[np.uint8] = np.ascontiguousarray(elements).view(np.uint8)
-    return matrix
+class _Run(NamedTuple):
+    """Rank rows that one pair gives, side by side: what `PlacedRows` says of each."""
+
+    begin: int
+    step: int
+    """From one row's first value to the next one's."""
+    stride: int
+    num_rows: int
+    length: int
 
 
-_INTEGER_OF_SIZE = {2: torch.int16, 4: torch.int32}
-"""numpy has no bfloat16, and bytes are all that is wanted."""
-
-
-def _dtype_code(adapter: Adapter) -> int:
-    pair: LoraPair = next(iter(adapter.sites.values()))
-    return ROW_DTYPES.index(pair.lora_a.dtype)
-
-
-def _copy_run(
-    image: npt.NDArray[np.uint8], run: npt.NDArray[np.uint8], page: npt.NDArray[np.int32], offset: IntArray
-) -> None:
-    """Copy one run's rows to their places. Rows of a run are tight within a page, so each page is one copy."""
-    row, num_rows, row_bytes = 0, run.shape[0], run.shape[1]
-    while row < num_rows:
-        here = page[row]
-        stop = row + int(np.searchsorted(page[row:num_rows], here, side="right"))
-        begin = int(offset[row])
-        image[here, begin : begin + (stop - row) * row_bytes] = run[row:stop].reshape(-1)
-        row = stop
+def _placed_rows(runs: Sequence[_Run], offset: IntArray) -> PlacedRows:
+    begin, step, stride, num_rows, length = np.array(runs, dtype=np.int64).reshape(-1, 5).T
+    nth = np.arange(num_rows.sum()) - np.repeat(np.cumsum(num_rows) - num_rows, num_rows)  # within its run
+    begin, step, stride, length = (np.repeat(c, num_rows) for c in (begin, step, stride, length))
+    return PlacedRows(*(torch.from_numpy(c) for c in (begin + nth * step, stride, length, offset)))

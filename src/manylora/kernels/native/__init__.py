@@ -17,7 +17,7 @@ from torch import Tensor
 from manylora.kernels import rowwise
 from manylora.kernels.kv import KvLayout, PagedSequences
 from manylora.kernels.kv import write_kv as write_kv_in_torch
-from manylora.kernels.segments import ROW_DTYPES, RankRows, Segments
+from manylora.kernels.segments import ROW_DTYPES, PlacedRows, RankRows, Segments
 
 try:
     from manylora.kernels.native import _core
@@ -138,6 +138,14 @@ def silu_mul(gate_up: Tensor) -> Tensor:
     y = torch.empty(T, width)
     _core.silu_mul(gate_up.data_ptr(), gate_up.stride(0), y.data_ptr(), width, T, width, _threads())
     return y
+
+
+def place_rows(source: Tensor, image: Tensor, rows: PlacedRows) -> None:
+    """See ops.place_rows."""
+    _core.place_rows(
+        source.data_ptr(), source.itemsize, image.data_ptr(), len(rows.begin), rows.begin.data_ptr(),
+        rows.stride.data_ptr(), rows.length.data_ptr(), rows.offset.data_ptr(),
+    )  # fmt: skip
 
 
 def _threads() -> int:

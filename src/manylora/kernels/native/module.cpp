@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "place.hpp"
 #include "types.hpp"
 
 namespace nb = nanobind;
@@ -138,6 +139,16 @@ NB_MODULE(_core, m) {
       "silu_mul",
       [](A gate_up, I gate_up_stride, A y, I y_stride, I num_rows, I width, int threads) {
         active->silu_mul({at<float>(gate_up), gate_up_stride}, {at<float>(y), y_stride}, num_rows, width, threads);
+      },
+      free_gil);
+  m.def(
+      "place_rows",
+      [](A source, int itemsize, A image, I count, A begin, A stride, A length, A offset) {
+        const auto place = [&](const auto* values) {
+          place_rows(values, at<uint8_t>(image), count, at<const int64_t>(begin), at<const int64_t>(stride),
+                     at<const int64_t>(length), at<const int64_t>(offset));
+        };
+        itemsize == 2 ? place(at<const uint16_t>(source)) : place(at<const uint32_t>(source));
       },
       free_gil);
   m.def(
