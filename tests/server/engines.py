@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 def run(test: Coroutine[Any, Any, T]) -> T:
     """Run a test's coroutine; one that hangs fails."""
-    return asyncio.run(asyncio.wait_for(test, 120))
+    return asyncio.run(asyncio.wait_for(test, 60))
 
 
 @asynccontextmanager
