@@ -509,7 +509,9 @@ def test_a_client_that_does_not_read_ends_its_request(running):
         messages = [{"type": "http.request", "body": body, "more_body": False}]
 
         async def receive() -> dict[str, Any]:
-            return messages.pop() if messages else await asyncio.Event().wait() or {}
+            if not messages:
+                await asyncio.Event().wait()  # the client stays
+            return messages.pop()
 
         async def send(message: MutableMapping[str, Any]) -> None:
             sent.append(message["type"])

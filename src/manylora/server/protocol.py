@@ -168,7 +168,7 @@ ResponseFormat = Annotated[TextFormat | JsonObjectFormat | JsonSchemaFormat, Fie
 class Sampling(Body):
     """What both generation endpoints take. Bounds are those of text/params.py, which has the words for each."""
 
-    model: Annotated[str, Field(max_length=4096)]
+    model: NonEmpty
     lora: (
         Annotated[list[LoraTerm], Field(max_length=256)]
         | Annotated[dict[NonEmpty, Finite], Field(max_length=256)]
@@ -342,7 +342,7 @@ class ChatBody(Rendering, Sampling, UnsupportedOfChat):
 class TokenizeText(Body):
     """POST /tokenize of a text"""
 
-    model: Annotated[str, Field(max_length=4096)] | None = None
+    model: NonEmpty | None = None
     prompt: Text
     add_special_tokens: bool = True
     return_token_strs: bool = False
@@ -351,7 +351,7 @@ class TokenizeText(Body):
 class TokenizeChat(Rendering):
     """POST /tokenize of a chat"""
 
-    model: Annotated[str, Field(max_length=4096)] | None = None
+    model: NonEmpty | None = None
     return_token_strs: bool = False
 
 
@@ -368,7 +368,7 @@ TokenizeBody = Annotated[
 class DetokenizeBody(Body):
     """POST /detokenize"""
 
-    model: Annotated[str, Field(max_length=4096)] | None = None
+    model: NonEmpty | None = None
     tokens: list[TokenId]
 
 
