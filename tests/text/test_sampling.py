@@ -387,7 +387,7 @@ def test_a_broken_row_gives_no_token_and_harms_no_other(value):
         poisoned = logits.clone()
         poisoned[broken, 13] = value
         got = TokenSampler().sample(poisoned, rows)
-        assert got[broken] == SampledToken(None)
+        assert got[broken] == SampledToken(None, is_sound=False)
         assert got[:broken] + got[broken + 1 :] == want[:broken] + want[broken + 1 :]
 
 

@@ -34,6 +34,7 @@ from manylora.models.stacked_lora import decoder_stacks
 from manylora.text.batch import Batch, build_batch
 from manylora.text.config import EngineConfig
 from manylora.text.detokenize import Detokenizer
+from manylora.text.guide import Guide, Guides
 from manylora.text.intake import Intake, Prompt
 from manylora.text.live import LiveSequence
 from manylora.text.loader import AdapterLoader
@@ -100,6 +101,9 @@ class Engine:
             max_batch_tokens=self.config.max_batch_tokens,
             max_num_seqs=self.config.max_num_seqs,
         )
+        self._guides = Guides(
+            tokenizer, vocab_size=model.config.vocab_size, eos_token_ids=model.config.eos_token_ids
+        )
         self._residency = Residency(
             library, self._loader, self._scheduler, self._pool.memory, self._pool.layout.page_bytes
         )
@@ -145,7 +149,9 @@ class Engine:
         request = self._intake.request(
             prompt, params or SamplingParams(), mixture, request_id, tenant=tenant, deadline_s=deadline_s
         )
-        live = [self._begin(request, index) for index in range(request.params.n)]
+        form = request.params.response_format
+        guide = None if form is None else self._guides.start(form)
+        live = [self._begin(request, index, guide) for index in range(request.params.n)]
         with self._submitting:
             self._check_queue(len(live))
             if request.request_id in self._open:
@@ -329,13 +335,14 @@ class Engine:
                 retry_after_s=max(1.0, num_waiting * seconds_each),
             )
 
-    def _begin(self, request: Request, index: int) -> LiveSequence:
+    def _begin(self, request: Request, index: int, guide: Guide | None) -> LiveSequence:
         return LiveSequence(
             request,
             index,
             page_tokens=self._pool.layout.page_tokens,
             eos_token_ids=self.model.config.eos_token_ids,
             detokenizer=self._detokenizer,
+            guide=None if guide is None else guide.copy(),
         )
 
     def _take_in(self) -> list[Output]:

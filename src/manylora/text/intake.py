@@ -61,6 +61,7 @@ class Intake:
         now = time.monotonic()
         if deadline_s is not None and not deadline_s > 0:  # so written, it refuses NaN too
             raise RequestError(f"deadline_s must be a number of seconds above 0, got {deadline_s}")
+        self._check_ids(params)
         tokens = self.tokenize(prompt)
         parsed = Mixture.parse(mixture)
         adapters = tuple((self._library.locate(name), weight) for name, weight in parsed.weights)
@@ -95,6 +96,17 @@ class Intake:
                     f"prompt token {token!r} is no id of the vocabulary, 0 to {vocab_size - 1}"
                 )
         return tokens
+
+    def _check_ids(self, params: SamplingParams) -> None:
+        for name, token_ids in {
+            "stop_token_ids": params.stop_token_ids,
+            "logit_bias": params.logit_bias,
+        }.items():
+            for token_id in token_ids:
+                if token_id >= self._config.vocab_size:
+                    raise RequestError(
+                        f"{name}: {token_id} is no id of the vocabulary, 0 to {self._config.vocab_size - 1}"
+                    )
 
     def _encode(self, prompt: Prompt) -> list[int]:
         is_chat = not isinstance(prompt, str) and len(prompt) > 0 and isinstance(prompt[0], Mapping)

@@ -3,10 +3,11 @@
 from collections.abc import Collection
 from typing import Any
 
-from manylora.errors import AdapterError, ManyLoraError, ModelError
-from manylora.lifecycle import RequestState, TerminalEvent
+from manylora.errors import AdapterError, ManyLoraError, ModelError, RequestError
+from manylora.lifecycle import FinishReason, RequestState, TerminalEvent
 from manylora.memory.block_table import BlockTable
 from manylora.text.detokenize import Detokenizer
+from manylora.text.guide import Guide
 from manylora.text.output import Output
 from manylora.text.sampling import SampledToken, SamplingRow, sample_seed
 from manylora.text.sequence import Request, Sequence
@@ -24,8 +25,10 @@ class LiveSequence:
         page_tokens: int,
         eos_token_ids: Collection[int],
         detokenizer: Detokenizer | None,
+        guide: Guide | None,
     ) -> None:
         params = request.params
+        self._guide = guide
         self.sequence = Sequence(request, index, list(request.prompt), BlockTable(page_tokens))
         self._seed = sample_seed(params.seed, index)
         self._stop = StopChecker(
@@ -49,19 +52,29 @@ class LiveSequence:
         # A greedy row without penalties needs no history, and copying one costs more than its argmax.
         needs_history = banned or params.has_penalties or not params.is_greedy
         output = self.sequence.output if needs_history else ()
-        return SamplingRow(params, self._seed, request.prompt, output, banned)
+        return SamplingRow(params, self._seed, request.prompt, output, banned, self._guide)
 
     def extend(self, token: SampledToken) -> Output:
         """Take the token sampled for the sequence; the output has an event if it was the last."""
         lifecycle = self.sequence.lifecycle
         if token.token_id is None:
-            return self.end(lifecycle.fail(_not_finite(self.sequence.request)))
+            error = _nothing_left if token.is_sound else _not_finite
+            return self.end(lifecycle.fail(error(self.sequence.request)))
         update = self._stop.push(token.token_id)
+        text, reason = update.text, update.finish_reason
+        if self._guide is not None and reason is not FinishReason.STOP:
+            self._guide.push(token.token_id)
+            if self._guide.error:
+                error_in_form = RequestError(f"response_format cannot be followed: {self._guide.error}")
+                return self.end(lifecycle.fail(error_in_form))
+            if self._guide.is_complete:
+                # With the last token that max_tokens allows, all text has been given already.
+                text, reason = text if reason else text + self._stop.flush(), FinishReason.STOP
         return self._output(
             token_ids=(token.token_id,),
-            text=update.text,
+            text=text,
             logprobs=() if token.logprobs is None else (token.logprobs,),
-            event=None if update.finish_reason is None else lifecycle.finish(update.finish_reason),
+            event=None if reason is None else lifecycle.finish(reason),
         )
 
     def end(self, event: TerminalEvent) -> Output:
@@ -76,6 +89,13 @@ class LiveSequence:
             num_prompt_tokens=self.sequence.num_prompt,
             num_cached_tokens=self.sequence.num_cached or 0,
         )
+
+
+def _nothing_left(request: Request) -> ManyLoraError:
+    return RequestError(
+        f"request '{request.request_id}': no token is left to choose; min_tokens forbids the only ones that "
+        "response_format or the other parameters allow"
+    )
 
 
 def _not_finite(request: Request) -> ManyLoraError:

@@ -5,10 +5,11 @@ Names and meanings are those of the OpenAI API and of vLLM; where transformers d
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, NoReturn
 
 from manylora.errors import RequestError
+from manylora.text.guide import schema_of
 
 GREEDY_BELOW = 1e-5
 """Temperatures under this count as 0: softmax(logits / temperature) is then a step for practical logits."""
@@ -54,6 +55,10 @@ class SamplingParams:
     frequency_penalty: float = 0.0
     """Subtracted from the logit of each token as many times as the output holds it."""
 
+    logit_bias: Mapping[int, float] = field(default_factory=dict, hash=False)
+    """Added to the logits of these tokens after the penalties, each from -100 to 100: about 5 changes how often a token
+    comes; 100 all but forces it, -100 all but bans it."""
+
     stop: Sequence[str] = ()
     """Strings that end the text; the text is cut before the earliest one. A str means one string."""
 
@@ -73,6 +78,10 @@ class SamplingParams:
     """Return the log-probability of each sampled token and of so many most likely ones; 0: the sampled
     alone. They are those of the model itself, before penalties, temperature and filters."""
 
+    response_format: Mapping[str, Any] | None = field(default=None, hash=False)
+    """What the text must be: {"type": "json_object"}, or {"type": "json_schema", "json_schema": {"schema": {..}}}. It
+    ends when that is complete, whatever min_tokens says; max_tokens or a stop string may cut it short."""
+
     n: int = 1
     """Samples drawn from the same prompt, each with random numbers of its own."""
 
@@ -91,6 +100,9 @@ class SamplingParams:
         for string in self.stop:
             if not isinstance(string, str) or not string:
                 _refuse("stop", "strings that are not empty", string)
+        object.__setattr__(self, "logit_bias", _as_bias(self.logit_bias))
+        if self.response_format is not None:
+            schema_of(self.response_format)
         for token_id in self.stop_token_ids:
             _check_integer("stop_token_ids", token_id, 0, None)
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
@@ -111,7 +123,7 @@ class SamplingParams:
         Raises:
             RequestError: a name that is no field; says which are.
         """
-        known = [field.name for field in fields(cls)]
+        known = [one.name for one in fields(cls)]
         unknown = sorted(str(name) for name in values if name not in known)
         if unknown:
             raise RequestError(f"unknown sampling parameters {unknown}; known: {known}")
@@ -148,6 +160,17 @@ def _as_tuple(name: str, value: Any) -> tuple[Any, ...]:
     if isinstance(value, Iterable):
         return tuple(value)
     _refuse(name, "a list", value)
+
+
+def _as_bias(value: Any) -> dict[int, float]:
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        _refuse("logit_bias", "a mapping from token ids to numbers", value)
+    for token_id, bias in value.items():
+        _check_integer("logit_bias (its token ids)", token_id, 0, None)
+        _check_number(f"logit_bias of token {token_id}", bias, -100.0, 100.0)
+    return dict(value)
 
 
 def _check_integer(name: str, value: Any, low: int, high: int | None) -> None:

@@ -1,7 +1,7 @@
 """The next token of every sequence of a step, from the model's logits.
 
-Order for a random row: penalties and bans, temperature, top_k, top_p, min_p, draw. A greedy row takes the
-largest score after penalties and bans; without either, the largest logit itself.
+Order for a random row: penalties (which stand for biases, bans and forms too), temperature, top_k, top_p, min_p, draw.
+A greedy row takes the largest score after penalties; without any, the largest logit itself.
 """
 
 # Shapes: N rows (sequences of the step), V tokens of the vocabulary, M rows that need more than an argmax.
@@ -37,10 +37,13 @@ class SampledToken:
     """What was chosen for one row."""
 
     token_id: int | None
-    """None: the row's largest score is not finite (NaN, overflow), so no token can be chosen."""
+    """None: no token can be chosen, since the row's largest score is not finite."""
 
     logprobs: TokenLogprobs | None = None
     """None: not asked for, or no token."""
+
+    is_sound: bool = True
+    """Whether the largest of the model's own logits is finite: no NaN, no overflow."""
 
 
 class TokenSampler:
@@ -55,17 +58,20 @@ class TokenSampler:
         assert logits.dtype in (torch.float32, torch.float64), logits.dtype
         assert logits.shape[0] == len(rows), (logits.shape, len(rows))
         token_ids = _largest(logits)
+        is_sound = [token_id is not None for token_id in token_ids]
         # A row whose logits are not finite keeps its None; changed scores could only hide that.
         special = [
             i for i, row in enumerate(rows)
-            if token_ids[i] is not None and (row.changes_scores or not row.params.is_greedy)
+            if is_sound[i] and (row.changes_scores or not row.params.is_greedy)
         ]  # fmt: skip
         if special:
             chosen = _choose(logits[special], [rows[i] for i in special])
             for i, token_id in zip(special, chosen, strict=True):
                 token_ids[i] = token_id
         logprobs = _logprobs(logits, rows, token_ids)
-        return [SampledToken(token_id, logprobs.get(i)) for i, token_id in enumerate(token_ids)]
+        return [
+            SampledToken(token_id, logprobs.get(i), is_sound[i]) for i, token_id in enumerate(token_ids)
+        ]
 
 
 def _largest(scores: Tensor) -> list[int | None]:

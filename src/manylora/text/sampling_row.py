@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from manylora.text.guide import Guide
 from manylora.text.params import SamplingParams
 
 
@@ -22,7 +23,11 @@ class SamplingRow:
     banned_token_ids: Sequence[int] = ()
     """Tokens that cannot be chosen now: the stop tokens, while fewer than min_tokens exist."""
 
+    guide: Guide | None = None
+    """Which tokens can be chosen at all; None: any."""
+
     @property
     def changes_scores(self) -> bool:
-        """Whether penalties or bans make the scores differ from the model's logits."""
-        return self.params.has_penalties or bool(self.banned_token_ids)
+        """Whether anything makes the scores differ from the model's logits."""
+        params = self.params
+        return params.has_penalties or bool(params.logit_bias or self.banned_token_ids or self.guide)
