@@ -22,6 +22,7 @@ from manylora.server.api_errors import ErrorBody
 from manylora.server.chat import ChatChunk
 from manylora.server.config import ServerConfig
 from manylora.server.metrics import Metrics
+from manylora.server.unsupported import UNSUPPORTED
 from manylora.text.config import EngineConfig
 from tests.server.test_metrics import Double
 
@@ -100,7 +101,7 @@ def test_every_answer_of_the_document_is_described(api: httpx.Client) -> None:
 def test_the_documentation_names_everything() -> None:
     """Each field, flag, route and metric stands in docs/serving.md."""
     text = (HERE.parents[1] / "docs" / "serving.md").read_text()
-    ours = {name for model in BODIES for name in body_fields(model)} - protocol.UNSUPPORTED
+    ours = {name for model in BODIES for name in body_fields(model)} - UNSUPPORTED
     flags = {
         f"--{field.name.replace('_', '-')}"
         for config in (ServerConfig, EngineConfig)

@@ -193,6 +193,25 @@ def test_seed_stop_and_bias_have_their_effect(api):
     assert choice(logit_bias={"65": 100}, stop_token_ids=[65])["text"] == ""
 
 
+@pytest.mark.parametrize(
+    "extreme",
+    [
+        {"top_p": 5e-324},
+        {"temperature": 1e-4, "top_k": 1, "min_p": 1.0},
+        {"temperature": 1000, "presence_penalty": 2, "frequency_penalty": -2, "repetition_penalty": 100},
+        {"min_tokens": 8, "stop_token_ids": list(range(256))},
+        {"seed": -(2**63)},
+        {"lora": {"alice": 3e38}},
+        {"lora": {"alice": 1e-300}},
+    ],
+)
+def test_extreme_options_end_no_engine(api, extreme):
+    options = {"temperature": 1, "stream": False} | extreme
+    answer = api.post("/v1/completions", json=BODY | options)
+    assert answer.status_code == (400 if extreme.get("lora") == {"alice": 3e38} else 200), answer.text
+    assert api.get("/health").status_code == 200
+
+
 @pytest.mark.parametrize("options", [{"type": "json_object"}, {
     "type": "json_schema",
     "json_schema": {"name": "answer", "schema": {

@@ -11,8 +11,8 @@ import msgspec
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from manylora.server import protocol
 from manylora.server.api_errors import ApiError, ErrorDetail, from_engine
+from manylora.server.body import MAX_SCHEMA_DEPTH
 from manylora.server.body_errors import invalid
 from manylora.server.messages import UNAVAILABLE, ErrorInfo
 from manylora.server.protocol import ChatBody, CompletionBody, LoadAdapterBody, Message, TokenizeBody
@@ -225,8 +225,8 @@ def test_a_schema_may_be_deep_but_not_endless():
             schema = {"properties": schema}
         return COMPLETION | {"response_format": {"type": "json_schema", "json_schema": {"schema": schema}}}
 
-    CompletionBody.model_validate(nested(protocol.MAX_SCHEMA_DEPTH))
-    assert "levels" in refusal(CompletionBody, nested(protocol.MAX_SCHEMA_DEPTH + 1)).message
+    CompletionBody.model_validate(nested(MAX_SCHEMA_DEPTH))
+    assert "levels" in refusal(CompletionBody, nested(MAX_SCHEMA_DEPTH + 1)).message
 
 
 def test_messages_as_templates_take_them():

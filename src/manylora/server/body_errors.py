@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from manylora.server.api_errors import ApiError
-from manylora.server.protocol import UNSUPPORTED, UNSUPPORTED_IN_MESSAGES
+from manylora.server.unsupported import UNSUPPORTED, UNSUPPORTED_IN_MESSAGES
 
 MAX_SHOWN = 100
 """Characters of a wrong value that a message repeats."""

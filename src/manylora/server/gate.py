@@ -26,6 +26,10 @@ QUIET = OPEN | {"/metrics"}
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 
+class _UnreadError(Exception):
+    """A client leaves what was sent to it unread."""
+
+
 class Gate:
     """ASGI middleware, without the queues and tasks of Starlette's base class: it stands in the way of every event."""
 
@@ -46,8 +50,11 @@ class Gate:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 message["headers"] = [*message["headers"], (b"x-request-id", context.request_id.encode())]
-            async with asyncio.timeout(self._service.config.client_timeout_s):
-                await send(message)
+            try:
+                async with asyncio.timeout(self._service.config.client_timeout_s):
+                    await send(message)
+            except TimeoutError:
+                raise _UnreadError from None
 
         try:
             tenant = self._tenant(scope, headers)

@@ -106,7 +106,7 @@ class Generation:
 
     async def _submit(self, stack: AsyncExitStack) -> None:
         client, context = self._service.client, self._context
-        stack.callback(self._note_usage)
+        stack.callback(self._count)
         asked = [
             client.submit(
                 f"{next(self._service.serial)}-{context.request_id}",
@@ -124,6 +124,8 @@ class Generation:
                 self._streams.append(await stack.enter_async_context(answer))
         for answer in answers:
             if isinstance(answer, EngineError):
+                self._service.metrics.requests.labels(context.tenant.name, answer.kind).inc(self._num_open)
+                self._num_open = 0
                 raise self._failure(answer.info, began=False)
             if isinstance(answer, BaseException):
                 raise answer
@@ -145,6 +147,7 @@ class Generation:
 
     def _end(self, cause: ApiError) -> None:
         self._cause = self._cause or cause
+        self._context.fields["error"] = self._cause.body.error.message
         for stream in self._streams:
             stream.cancel()
 
@@ -179,7 +182,6 @@ class Generation:
         self._num_open -= 1
         sample.finish_reason = chunk.finish_reason
         metrics.requests.labels(tenant, chunk.finish_reason or chunk.error.kind).inc()  # type: ignore[union-attr]
-        metrics.generated_tokens.labels(tenant).inc(len(sample.token_ids))
         metrics.request_s.observe(now - self._context.began)
         if chunk.error is not None:
             raise self._failure(chunk.error, began=True)
@@ -212,8 +214,12 @@ class Generation:
     def _adapters(self) -> list[str]:
         return [name for name, _ in self._mixture]
 
-    def _note_usage(self) -> None:
-        usage = self.usage
+    def _count(self) -> None:
+        """Once, when it is over, however it ended."""
+        metrics, tenant, usage = self._service.metrics, self._context.tenant.name, self.usage
+        metrics.generated_tokens.labels(tenant).inc(usage.completion_tokens)
+        if self._num_open:  # nobody waited for their ends
+            metrics.requests.labels(tenant, "cancelled").inc(self._num_open)
         self._context.fields |= {
             "prompt_tokens": usage.prompt_tokens,
             "cached_tokens": usage.prompt_tokens_details.cached_tokens,

@@ -60,7 +60,7 @@ class Metrics:
         )
         self.requests = Counter(
             "manylora_requests",
-            "Samples that ended, by tenant and outcome: stop, length, cancelled, or the kind of error.",
+            "Samples asked for that ended, by outcome: stop, length, cancelled, or the kind of error.",
             ["tenant", "outcome"],
             registry=registry,
         )

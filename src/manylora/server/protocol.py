@@ -1,115 +1,33 @@
 """The bodies that clients send: every field, its type and its bounds. Nothing is accepted and ignored.
 
-Fields of OpenAI's API keep its names and meanings, further sampling options those of vLLM, and tests/server/fields.json
-holds them all. A field that is not here is refused by name; one of OpenAI's that this server does not implement stands
-in an `Unsupported..` class and takes only the value that asks for nothing, so that a client may spell its default out.
+Fields of OpenAI's API keep its names and meanings, further sampling options those of vLLM; tests/server/fields.json has
+all. A field that is not here, or that stands in unsupported.py, is refused by name.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from difflib import get_close_matches
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Discriminator,
-    Field,
-    Tag,
-    ValidationInfo,
-    field_validator,
-    model_validator,
+from pydantic import Discriminator, Field, Tag, ValidationInfo, field_validator
+
+from manylora.server.body import (
+    MAX_INTEGER,
+    MAX_LOGPROBS,
+    MAX_SAMPLES,
+    MAX_SCHEMA_DEPTH,
+    Bias,
+    BiasKey,
+    Body,
+    Count,
+    Finite,
+    NonEmpty,
+    Seconds,
+    Text,
+    TokenId,
 )
-from pydantic_core import PydanticCustomError
-
-MAX_INTEGER = 2**31 - 1
-MAX_SAMPLES = 128
-"""Most samples of one prompt, and most prompts of one request."""
-
-MAX_LOGPROBS = 20
-"""Most alternatives of a token whose log-probabilities are told."""
-
-MAX_SCHEMA_DEPTH = 64
-"""Most objects and lists, one within the other, of a JSON schema."""
-
-Text = Annotated[str, Field(max_length=4 << 20)]
-NonEmpty = Annotated[str, Field(min_length=1, max_length=4096)]
-TokenId = Annotated[int, Field(ge=0, le=MAX_INTEGER)]
-Finite = Annotated[float, Field(allow_inf_nan=False)]
-Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
-BiasKey = Annotated[str, Field(pattern=r"^[0-9]{1,9}$")]
-Bias = Annotated[float, Field(ge=-100, le=100)]
-Count = Annotated[int, Field(ge=1, le=MAX_INTEGER)]
-
-
-class Body(BaseModel):
-    """Base of all: no unknown field, and no value that is converted from another type (a "5" is no 5)."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _knows_every_field(cls, values: Any) -> Any:
-        """Refuse an unknown field before pydantic does, which could not say what is near."""
-        known = [field.alias or name for name, field in cls.model_fields.items()]
-        for name in values if isinstance(values, dict) else ():
-            if name not in known:
-                near = get_close_matches(str(name), known)
-                hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
-                raise PydanticCustomError(
-                    "unknown_field", "unknown field{hint}", {"field": name, "hint": hint}
-                )
-        return values
-
-
-class Unsupported(Body):
-    """Fields of both of OpenAI's generation endpoints that this server does not implement."""
-
-    metadata: None = None
-    prompt_cache_key: None = None
-    safety_identifier: None = None
-    service_tier: None = None
-    store: Literal[False] | None = None
-
-
-class UnsupportedOfCompletions(Unsupported):
-    best_of: Literal[1] | None = None
-    echo: Literal[False] | None = None
-    suffix: None = None
-
-
-class UnsupportedOfChat(Unsupported):
-    audio: None = None
-    function_call: None = None
-    functions: None = None
-    modalities: list[Literal["text"]] | None = None
-    moderation: None = None
-    parallel_tool_calls: None = None
-    prediction: None = None
-    prompt_cache_options: None = None
-    prompt_cache_retention: None = None
-    reasoning_effort: None = None
-    tool_choice: Literal["none"] | None = None
-    tools: Annotated[list[Any], Field(max_length=0)] | None = None
-    verbosity: None = None
-    web_search_options: None = None
-
-
-class UnsupportedOfMessages(Body):
-    """What an answer carries besides its text may come back with it, empty."""
-
-    annotations: Annotated[list[Any], Field(max_length=0)] | None = None
-    audio: None = None
-    function_call: None = None
-    name: None = None
-    refusal: None = None
-    tool_calls: Annotated[list[Any], Field(max_length=0)] | None = None
-
-
-UNSUPPORTED = frozenset(UnsupportedOfCompletions.model_fields) | frozenset(UnsupportedOfChat.model_fields)
-UNSUPPORTED_IN_MESSAGES = frozenset(UnsupportedOfMessages.model_fields)
+from manylora.server.unsupported import UnsupportedOfChat, UnsupportedOfCompletions, UnsupportedOfMessages
 
 
 class LoraTerm(Body):

@@ -86,6 +86,7 @@ def _nucleus_cut(
     goal_F = top_p_F * weights_FV.sum(-1).to(torch.float32)
     # A token belongs to the nucleus if those before it have not reached the goal yet.
     inside_FK = (reached_FK - head_FK).to(torch.float32) < goal_F[:, None]
+    inside_FK[:, 0] = True  # the most likely one stays, also where top_p is so small that fp32 has 0 for it
     cut_F = head_FK.gather(-1, inside_FK.sum(-1, keepdim=True) - 1)[:, 0]
 
     if num_sorted < vocab_size:
