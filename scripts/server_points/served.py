@@ -1,5 +1,6 @@
 """Real servers for the points: `manylora serve` in processes of its own, and how much memory they take."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,14 +36,14 @@ def headers(server: Server) -> Mapping[str, str]:
     return {"Authorization": f"Bearer {server.keys[0]}"}
 
 
-def labelled(text: str, name: str) -> dict[str, float]:
-    """A series of /metrics with one label or several: their values, joined by commas, to the series' value."""
-    return {
-        ",".join(sample.labels.values()): sample.value
-        for family in text_string_to_metric_families(text)
-        for sample in family.samples
-        if sample.name == name
-    }
+def by_label(text: str, name: str, label: str) -> Counter[str]:
+    """A series of /metrics, added up by one of its labels."""
+    values: Counter[str] = Counter()
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            if sample.name == name:
+                values[sample.labels[label]] += sample.value  # type: ignore[assignment]  # a float
+    return values
 
 
 def server_rss_bytes() -> int:

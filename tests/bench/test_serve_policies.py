@@ -1,27 +1,33 @@
 """The two orders to compare with: by hand, and on the engine."""
 
+from pathlib import Path
+
 from manylora.bench.serve_policies import EarlyAbort, LastInFirstOut
 from manylora.errors import OverloadedError
+from manylora.lora.library import Library
 from manylora.lora.mixture import BASE
 from manylora.memory.block_table import BlockTable
+from manylora.models.tiny import tiny_model
+from manylora.text import Engine, EngineConfig
 from manylora.text.params import SamplingParams
 from manylora.text.policy import FirstComeFirstServed, Policy
+from manylora.text.scheduler import Scheduled
 from manylora.text.sequence import Request, Sequence
 
 
 def sequence(arrival: int, *, deadline: float | None = None, has_begun: bool = False) -> Sequence:
     request = Request(str(arrival), arrival, (1,), SamplingParams(), 9, BASE, deadline=deadline)
-    return Sequence(request, 0, [1, 7] if has_begun else [1], BlockTable(4))
+    return Sequence(request, 0, [1], BlockTable(4), num_cached=0 if has_begun else None)
 
 
-def arrivals(policy: Policy, waiting: list[Sequence], running: list[Sequence]) -> list[int]:
-    return [one.request.arrival for one in policy.order(waiting, running)]
+def arrivals(policy: Policy, waiting: list[Sequence]) -> list[int]:
+    return [one.request.arrival for one in policy.order(waiting, [])]
 
 
-def test_the_newest_goes_first_after_what_was_preempted():
-    waiting = [sequence(1), sequence(2, has_begun=True), sequence(3), sequence(4)]
-    assert arrivals(FirstComeFirstServed(), waiting, []) == [1, 2, 3, 4]
-    assert arrivals(LastInFirstOut(), waiting, []) == [2, 4, 3, 1]
+def test_the_newest_goes_first():
+    waiting = [sequence(1), sequence(2), sequence(3)]
+    assert arrivals(FirstComeFirstServed(), waiting) == [1, 2, 3]
+    assert arrivals(LastInFirstOut(), waiting) == [3, 2, 1]
 
 
 def test_early_abort_refuses_what_is_half_a_second_from_its_deadline():
@@ -39,15 +45,35 @@ def test_early_abort_refuses_what_is_half_a_second_from_its_deadline():
     assert len(list(EarlyAbort().refuse(waiting, [], now=5.6))) == 2
 
 
-def test_early_abort_turns_to_the_newest_while_more_arrive_than_are_admitted():
+def test_early_abort_turns_to_the_newest_while_more_come_than_are_admitted():
     policy = EarlyAbort()
-    line = [sequence(i) for i in range(20)]
-    # Four arrive in a step, four are admitted: in order of arrival, once the averages have settled.
-    for step in range(4):
-        waiting, running = line[4 * step : 4 * step + 4], line[4 * step - 4 : 4 * step] if step else []
-        policy.order(waiting, running)
-    assert arrivals(policy, line[16:], line[12:16]) == [19, 18, 17, 16]  # as many as before: they keep pace
-    assert arrivals(policy, line[17:], line[16:17]) == [17, 18, 19]  # fewer arrive than were admitted
-    # A crowd, and nobody is admitted.
-    crowd = [sequence(i) for i in range(30, 40)]
-    assert arrivals(policy, crowd, []) == list(range(39, 29, -1))
+    crowd = [sequence(number) for number in range(10)]
+    assert arrivals(policy, crowd) == list(range(9, -1, -1))
+    policy.stepped([Scheduled(one, 1) for one in crowd], 0.1)  # all ten at a time
+    assert arrivals(policy, [sequence(10), sequence(11)]) == [10, 11]
+    assert arrivals(policy, [sequence(number) for number in range(12, 40)]) == list(range(39, 11, -1))
+
+
+def ends(policy: Policy, tmp_path: Path, deadlines: list[float | None]) -> list[tuple[int, str]]:
+    """(number, how it ended) of requests that come together to an engine that runs one at a time, as they end."""
+    config = EngineConfig(pool_bytes=1 << 20, max_num_seqs=1, max_batch_tokens=16)
+    params = SamplingParams(temperature=0, max_tokens=3, ignore_eos=True)
+    ended = []
+    with Engine(tiny_model(), None, Library(tmp_path), config, policy) as engine:
+        for number, deadline_s in enumerate(deadlines):
+            engine.submit([1, 2, 3], params, request_id=str(number), deadline_s=deadline_s)
+        while engine.has_work():
+            for output in engine.step():
+                if output.event is not None:
+                    error = output.event.error
+                    ended.append((int(output.request_id), type(error).__name__ if error else "finished"))
+    return ended
+
+
+def test_on_the_engine(tmp_path):
+    deadlines = [60.0, 0.4, None, 60.0]
+    in_turn = [(number, "finished") for number in range(4)]
+    assert ends(FirstComeFirstServed(), tmp_path, deadlines) == in_turn
+    assert ends(LastInFirstOut(), tmp_path, deadlines) == in_turn[::-1]
+    assert ends(EarlyAbort(), tmp_path, deadlines)[0] == (1, "OverloadedError")
+    assert sorted(ends(EarlyAbort(), tmp_path, deadlines)[1:]) == [(n, "finished") for n in (0, 2, 3)]
