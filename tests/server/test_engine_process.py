@@ -400,6 +400,7 @@ def test_what_cannot_be_loaded_changes_nothing(case: str, root: Path) -> None:
 
 def test_an_answer_that_takes_too_long_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     names, may_answer = library(), threading.Event()
+    one = engine(source=names)
     monkeypatch.setattr(names, "names", lambda: may_answer.wait() and [])
 
     async def test(one: Engine) -> None:
@@ -409,6 +410,7 @@ def test_an_answer_that_takes_too_long_is_not_waited_for(monkeypatch: pytest.Mon
                 await client.names()
             assert late.value.kind == UNAVAILABLE
             may_answer.set()
+            client._call_timeout_s = 30
             assert await client.names() == []
 
-    run(test(engine(source=names)))
+    run(test(one))

@@ -61,7 +61,7 @@ class ServerConfig:
     """Largest body of a request; more is answered with 413."""
 
     body_timeout_s: float = 30.0
-    """Longest that a client may take to send a request's body."""
+    """Longest that a client may take to send a request's head, and its body."""
 
     client_timeout_s: float = 30.0
     """Longest that a client may leave unread what was sent to it; then its request is cancelled."""

@@ -269,6 +269,8 @@ def main() -> int:
     except Exception:
         log.critical("the engine has failed; its process ends", exc_info=True)
         return 1
+    finally:
+        channel.close()
     return 0
 
 

@@ -14,7 +14,8 @@ import socket
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import ExitStack, asynccontextmanager, contextmanager
+from functools import partial
 from typing import Any
 
 import uvicorn
@@ -24,6 +25,7 @@ from manylora import errors
 from manylora.errors import ConfigError, ModelError
 from manylora.server.channel import AsyncChannel, ChannelClosed
 from manylora.server.config import ServerConfig
+from manylora.server.connection import TimedConnection
 from manylora.server.engine_client import CANCEL_GRACE_S, EngineClient, EngineError, StreamLimits
 from manylora.server.logs import configure_logs
 from manylora.server.messages import EngineSetup, Ready, StartFailed, ToApi
@@ -112,6 +114,7 @@ async def _serve_http(
     server = _Server(
         uvicorn.Config(
             create_app(client, config, tokenizer),
+            http=partial(TimedConnection, head_timeout_s=config.body_timeout_s),  # type: ignore[arg-type]
             log_config=None,
             access_log=False,
             server_header=False,
@@ -195,25 +198,29 @@ async def _ready(channel: AsyncChannel[ToApi], timeout_s: float) -> Ready:
     return message
 
 
-@contextmanager
-def _bound(config: ServerConfig) -> Iterator[socket.socket]:
-    """A socket that has the address, and does not listen yet."""
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            config.host, config.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        listener = socket.socket(family, kind, protocol)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        # Connections inherit it: what a client leaves unread so long ends its connection, which waits in the kernel.
-        milliseconds = int(config.client_timeout_s * 1000)
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
-        listener.bind(address)
-    except OSError as error:
-        raise ConfigError(
-            f"cannot listen on {config.host}:{config.port}: {error.strerror}; choose another --host or --port"
-        ) from None
-    with listener:
-        yield listener
+def _bound(config: ServerConfig) -> socket.socket:
+    """A socket that has the address, and does not listen yet.
+
+    Raises:
+        ConfigError: the address is taken, or is not one of this machine.
+    """
+    with ExitStack() as stack:
+        try:
+            family, kind, protocol, _, address = socket.getaddrinfo(
+                config.host, config.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+            )[0]
+            listener = stack.enter_context(socket.socket(family, kind, protocol))
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            # Connections inherit it: what a client leaves unread so long in the kernel's buffers ends its connection.
+            milliseconds = int(config.client_timeout_s * 1000)
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
+            listener.bind(address)
+        except OSError as error:
+            raise ConfigError(
+                f"cannot listen on {config.host}:{config.port}: {error.strerror}; choose another --host or --port"
+            ) from None
+        stack.pop_all()
+    return listener
 
 
 def _on_signals(handler: Callable[[], object]) -> None:
