@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import os
 import signal
@@ -252,6 +253,29 @@ def test_an_address_that_is_taken_is_refused_before_a_model_is_loaded() -> None:
         with pytest.raises(ConfigError, match="in use"):
             asyncio.run(launch._serve(config, EngineConfig()))
         assert time.monotonic() - began < 2
+
+
+def test_keys_that_cannot_be_read_are_refused_before_a_model_is_loaded(tmp_path: Path) -> None:
+    config = ServerConfig(model="no such model", port=0, api_keys=tmp_path / "absent.json")
+    with pytest.raises(ConfigError, match=r"absent\.json"):
+        asyncio.run(launch._serve(config, EngineConfig()))
+
+
+def test_a_connection_whose_client_reads_nothing_is_ended_by_the_kernel() -> None:
+    with launch._bound(ServerConfig(model="m", port=0, client_timeout_s=0.3)) as listener:
+        listener.listen()
+        with socket.create_connection(listener.getsockname()), listener.accept()[0] as connection:
+            connection.settimeout(END_S)
+
+            def fill() -> None:
+                while True:
+                    connection.sendall(b"unread" * 100_000)
+
+            began = time.monotonic()
+            with pytest.raises(OSError, match="timed out") as ended:
+                fill()
+            assert ended.value.errno == errno.ETIMEDOUT  # the kernel's, not that of the test's patience
+            assert time.monotonic() - began < END_S
 
 
 def test_what_an_engine_cannot_be_built_of_is_told_by_the_server(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ Whatever the engine sends is taken in at once: that a client reads slowly is bet
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Sequence
 from contextlib import suppress
 from itertools import count
@@ -21,6 +22,8 @@ from manylora.server.messages import UNAVAILABLE, Call, Cancel, ErrorInfo, Ready
 from manylora.server.request_stream import RequestStream, StreamLimits
 
 __all__ = ["EngineClient", "EngineError", "RequestStream", "StreamLimits"]
+
+log = logging.getLogger("manylora.server")
 
 CANCEL_GRACE_S = 5.0
 """How long a drain waits for requests to end that it has cancelled: one step, if the engine is well."""
@@ -216,6 +219,8 @@ class EngineClient:
                 self._take(message)
         except ChannelClosed:
             pass
+        except Exception:
+            log.critical("what the engine has sent cannot be taken in", exc_info=True)
         finally:
             self._fail_all()
             self.closed.set()

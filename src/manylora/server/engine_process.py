@@ -52,9 +52,9 @@ from manylora.text.policies import make_policy
 STATS_INTERVAL_S = 0.25
 """Least time between two statistics while the engine is busy."""
 
-INTAKE_THREADS = 4
-"""Requests being accepted at a time; more than one, so that a root that is slow to answer holds up only those who
-name its adapters."""
+INTAKE_THREADS = 32
+"""Requests being accepted at a time. Most take no time; those that name adapters of a root that is slow to answer shall
+not hold up the others."""
 
 CALL_THREADS = 2
 """Calls being worked on at a time."""
@@ -119,6 +119,8 @@ class EngineProcess:
             while True:
                 self._take(self._channel.receive())
         except ChannelClosed:
+            pass
+        finally:  # whatever happened: an engine that hears nothing must not go on
             self._is_closed = True
             self._wake.set()
 

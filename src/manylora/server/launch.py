@@ -29,6 +29,7 @@ from manylora.server.connection import TimedConnection
 from manylora.server.engine_client import CANCEL_GRACE_S, EngineClient, EngineError, StreamLimits
 from manylora.server.logs import configure_logs
 from manylora.server.messages import EngineSetup, Ready, StartFailed, ToApi
+from manylora.server.tenants import Tenants
 from manylora.server.tokenizer import build_tokenizer
 from manylora.text.config import EngineConfig
 
@@ -95,7 +96,8 @@ async def _serve(config: ServerConfig, engine: EngineConfig) -> int:
     assert loading is not None
     _on_signals(loading.cancel)
     try:
-        # Bound before minutes of loading, since the address may be taken; listened on only when there is an engine.
+        # What may be refused comes before minutes of loading. The address is listened on only when there is an engine.
+        Tenants.load(config.api_keys)
         with _bound(config) as listener:
             async with running_engine(config, engine) as (client, tokenizer):
                 return await _serve_http(config, client, tokenizer, listener)
