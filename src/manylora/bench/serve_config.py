@@ -87,8 +87,8 @@ class ServeBenchConfig:
     capacity_s: float = 60.0
     """Length of the closed loop that measures the capacity; its first third does not count."""
 
-    concurrency: int = 64
-    """Requests that the closed loop keeps under way."""
+    concurrency: int = 128
+    """Requests that the closed loop keeps under way: as many as the server runs at a time, or more."""
 
     timeout_s: float = 600.0
     """A request that has not ended by then has failed."""
