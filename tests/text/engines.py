@@ -14,7 +14,7 @@ from manylora.models.dense_attention import DenseAttention
 from manylora.models.llama import Llama
 from manylora.models.loading import build_model
 from manylora.models.tiny import tiny_adapter, tiny_config, tiny_model, tiny_tokenizer, tiny_weights
-from manylora.text import Engine, EngineConfig, SamplingParams
+from manylora.text import Engine, EngineConfig, Policy, SamplingParams
 
 CONFIG = tiny_config(name="tiny-llama")
 PAGE_TOKENS = 4
@@ -54,7 +54,12 @@ def _model(dtype: str) -> Llama:
 
 
 def engine(
-    num_pages: int = 400, *, source: Library | None = None, dtype: str = "float64", **settings: object
+    num_pages: int = 400,
+    *,
+    source: Library | None = None,
+    dtype: str = "float64",
+    policy: Policy | None = None,
+    **settings: object,
 ) -> Engine:
     """An engine that checks itself after each step and poisons free pages."""
     config = EngineConfig.from_dict(
@@ -67,7 +72,7 @@ def engine(
             **settings,
         }
     )
-    return Engine(_model(dtype), tiny_tokenizer(), source or library(), config)
+    return Engine(_model(dtype), tiny_tokenizer(), source or library(), config, policy)
 
 
 @cache

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from collections.abc import Sequence as SequenceOf
 from random import Random
 
+from manylora.errors import OverloadedError
 from manylora.lifecycle import FinishReason
 from manylora.lora.adapter import AdapterId
 from manylora.lora.mixture import BASE
@@ -79,11 +80,14 @@ class World:
             policy or FirstComeFirstServed(),
             max_batch_tokens=max_batch_tokens,
             max_num_seqs=max_num_seqs,
+            clock=lambda: self.now,
         )
         self.live: list[Sequence] = []
         self.rejected: list[Sequence] = []
         self.pinned: set[AdapterId] = set()
         self.num_requests = 0
+        self.now = 0.0
+        """Seconds; a step takes half of one."""
 
     def submit(
         self,
@@ -91,6 +95,9 @@ class World:
         max_tokens: int = 4,
         mixture: str | Mapping[str, float] = "",
         n: int = 1,
+        *,
+        tenant: str = "",
+        deadline_s: float | None = None,
     ) -> list[Sequence]:
         """Add a request and return its n sequences. mixture: one letter for each adapter, or weights by name."""
         weights = dict.fromkeys(mixture, 1.0) if isinstance(mixture, str) else dict(mixture)
@@ -105,6 +112,9 @@ class World:
             max_tokens=max_tokens,
             mixture=BASE,
             adapters=tuple(weights.items()),
+            tenant=tenant,
+            submitted_at=self.now,
+            deadline=None if deadline_s is None else self.now + deadline_s,
         )
         self.num_requests += 1
         sequences = [
@@ -119,12 +129,19 @@ class World:
     def step(self, *, token: int = 7) -> list[Sequence]:
         """Schedule and check a step, then do as if it had been computed; returns who was in it."""
         scheduled = self.scheduler.schedule()
-        for sequence, _ in self.scheduler.take_rejected():
-            assert not self.could_fit(sequence, beside=self.pinned)
+        for sequence, error in self.scheduler.take_rejected():
+            if isinstance(error, OverloadedError):
+                deadline = sequence.request.deadline
+                assert deadline is not None
+                assert sequence.num_cached is None, "it had been served in part"
+            else:
+                assert not self.could_fit(sequence, beside=self.pinned)
             self.live.remove(sequence)
             self.rejected.append(sequence)
         self.check_step(scheduled)
-        self.scheduler.stepped(scheduled, 1.0)
+        if scheduled:
+            self.scheduler.stepped(scheduled, 0.5)
+        self.now += 0.5
         for s in scheduled:
             sampled = s.samples
             self.scheduler.update(s, token if sampled else None)

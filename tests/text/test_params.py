@@ -19,6 +19,18 @@ REFUSED: dict[str, list[Any]] = {
     "repetition_penalty": [0, -1.0, 1e-30, float("inf"), None],
     "presence_penalty": [-2.1, 2.1, float("nan")],
     "frequency_penalty": [-2.1, 2.1, "a"],
+    "logit_bias": [
+        [1],
+        "5",
+        {"5": 1.0},
+        {-1: 1.0},
+        {True: 1.0},
+        {5: "1"},
+        {5: 100.1},
+        {5: float("nan")},
+        {5: None},
+    ],
+    "response_format": ["json_object", {}, {"type": "text"}, {"type": "json_schema", "json_schema": {}}],
     "stop": ["", ("a", ""), (1,), 3, ["a", None]],
     "stop_token_ids": [(-1,), (1.0,), "ab", 5, (True,)],
     "ignore_eos": [1, None, "yes"],
@@ -47,16 +59,17 @@ def test_refusal_names_field_expected_and_got(name, value):
 def test_bounds_themselves_are_accepted():
     SamplingParams(
         max_tokens=1, min_tokens=1, temperature=0, top_k=0, top_p=1, min_p=1, seed=-(2**63), logprobs=0,
-        repetition_penalty=0.01, presence_penalty=-2, frequency_penalty=2,
+        repetition_penalty=0.01, presence_penalty=-2, frequency_penalty=2, logit_bias={0: -100, 7: 100},
     )  # fmt: skip
     SamplingParams(seed=2**64 - 1, temperature=1000, repetition_penalty=100, presence_penalty=2, min_p=0)
 
 
 def test_optional_fields_take_none():
-    names = ["max_tokens", "seed", "logprobs", "stop", "stop_token_ids"]
+    names = ["max_tokens", "seed", "logprobs", "stop", "stop_token_ids", "logit_bias", "response_format"]
     params = SamplingParams.from_dict(dict.fromkeys(names))
     assert (params.max_tokens, params.seed, params.logprobs) == (None, None, None)
     assert (params.stop, params.stop_token_ids) == ((), ())
+    assert (params.logit_bias, params.response_format) == ({}, None)
 
 
 def test_min_tokens_above_max_tokens_is_refused():
@@ -72,7 +85,7 @@ def test_stop_takes_a_string_or_a_list():
 
 
 def test_params_are_frozen_and_hashable():
-    params = SamplingParams(stop=["a"], stop_token_ids=[1])
+    params = SamplingParams(stop=["a"], stop_token_ids=[1], logit_bias={1: 2.0})
     assert hash(params) == hash(SamplingParams(stop=("a",), stop_token_ids=(1,)))
     with pytest.raises(FrozenInstanceError):
         params.temperature = 0.5  # type: ignore[misc]

@@ -226,7 +226,9 @@ def test_evicting_by_content_is_unloading_for_whoever_took_the_names_away() -> N
         assert [one.names for one in served.residency()] == [("b",)]
 
 
-@pytest.mark.parametrize("num_times", [1_000, pytest.param(10_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "num_times", [1_000, pytest.param(10_000, marks=[pytest.mark.slow, pytest.mark.timeout(900)])]
+)
 def test_a_name_pointed_elsewhere_all_the_time_never_serves_what_it_was(num_times: int) -> None:
     """A prompt of two cached pages, adapters that are evicted and read again, requests under way at each change."""
     contents, chance, prompt = "abcde", Random(0), list(range(9))
@@ -238,13 +240,13 @@ def test_a_name_pointed_elsewhere_all_the_time_never_serves_what_it_was(num_time
     meant: dict[str, str] = {}
     with engine(source=source, num_pages=28, debug=False) as served:
         now, points_at = chance.choice(contents), ""
-        for number in range(num_times):
+        for _ in range(num_times):
             # In runs, so that an adapter is idle for long enough to be evicted.
             now = now if chance.random() < 0.8 else chance.choice(contents)
             points_at = chance.choice([now, *contents])
             source.point("name", points_at)
             meant[served.submit(prompt, one, "name")] = points_at
-            if number % 8 == 7:
+            while served.stats().num_waiting > 12:
                 step(served, answers)
         drain(served, answers)
         stats = served.stats()

@@ -199,6 +199,29 @@ def test_penalties_change_only_their_row():
     assert torch.equal(logits, before)
 
 
+def test_biases_are_added_after_penalties_and_change_their_row_only():
+    logits = torch.tensor([[1.0, 2.0, 3.0]] * 3)
+    rows = [
+        make_row(SamplingParams(logit_bias={0: 5.0, 2: -1.5}, repetition_penalty=2.0), prompt=[0]),
+        make_row(),
+        make_row(SamplingParams(logit_bias={1: -100.0})),
+    ]
+    scores = logits.clone()
+    apply_penalties(scores, rows)
+    assert scores.tolist() == [[5.5, 2.0, 1.5], [1.0, 2.0, 3.0], [1.0, -98.0, 3.0]]
+
+
+def test_biases_decide_greedy_and_random_rows():
+    logits = make_logits(40, 50)
+    for temperature in (0.0, 1.0):
+        forced = make_row(SamplingParams(temperature=temperature, logit_bias={7: 100.0}))
+        barred = make_row(SamplingParams(temperature=temperature, logit_bias={7: -100.0}))
+        assert {t.token_id for t in TokenSampler().sample(logits, [forced] * 40)} == {7}
+        assert 7 not in {t.token_id for t in TokenSampler().sample(logits, [barred] * 40)}
+    free = [make_row(SamplingParams(temperature=50.0), seed=seed) for seed in range(40)]
+    assert 1 < len({t.token_id for t in TokenSampler().sample(logits, free)})
+
+
 def test_banned_tokens_are_never_chosen():
     logits = make_logits(1, 10)
     best = int(logits.argmax())
@@ -394,7 +417,9 @@ def test_a_broken_row_gives_no_token_and_harms_no_other(value):
 def test_a_ban_does_not_hide_a_broken_row():
     logits = make_logits(1, 40)
     logits[0, 13] = math.nan
-    assert TokenSampler().sample(logits, [make_row(GREEDY, banned=[13])]) == [SampledToken(None)]
+    assert TokenSampler().sample(logits, [make_row(GREEDY, banned=[13])]) == [
+        SampledToken(None, is_sound=False)
+    ]
 
 
 def test_a_row_with_every_token_banned_gives_none():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from collections.abc import Sequence as SequenceOf
+from functools import partial
 from random import Random
 
 import pytest
@@ -11,8 +12,11 @@ from hypothesis import event, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
+from manylora.bench.serve_policies import EarlyAbort
 from manylora.lifecycle import RequestState
 from manylora.text.policy import AdapterClustering, FirstComeFirstServed, Policy
+from manylora.text.policy_fair import FairShare
+from manylora.text.policy_slo import FirstTokenDeadline
 from manylora.text.sequence import Sequence
 from tests.text.schedules import World, content
 
@@ -25,6 +29,8 @@ REQUESTS = st.fixed_dictionaries(
         "prompt": st.lists(st.integers(0, 1), min_size=1, max_size=8),
         "max_tokens": st.integers(1, 8),
         "mixture": st.dictionaries(st.sampled_from(NAMES), st.sampled_from([1.0, 0.5]), max_size=2),
+        "tenant": st.sampled_from(["", "x", "y"]),
+        "deadline_s": st.sampled_from([None, 3.0, 30.0]),
         "n": st.sampled_from([1, 1, 3]),
     }
 )
@@ -44,7 +50,16 @@ class SchedulerLife(RuleBasedStateMachine):
         max_num_seqs=st.integers(1, 4),
         spare_tokens=st.integers(0, 6),
         prefix_caching=st.booleans(),
-        policy=st.sampled_from([FirstComeFirstServed(), LastComeFirstServed(), AdapterClustering(1, 2)]),
+        policy=st.sampled_from(
+            [
+                FirstComeFirstServed,
+                LastComeFirstServed,
+                partial(AdapterClustering, 1, 2),
+                FairShare,
+                FirstTokenDeadline,
+                EarlyAbort,
+            ]
+        ),
         crowd=st.lists(REQUESTS, min_size=2, max_size=8),
         seed=st.integers(0, 9),
     )
@@ -55,7 +70,7 @@ class SchedulerLife(RuleBasedStateMachine):
         self.world = World(
             num_pages,
             SIZES,
-            policy=policy,
+            policy=policy(),
             page_tokens=page_tokens,
             max_batch_tokens=max_num_seqs + spare_tokens,
             max_num_seqs=max_num_seqs,

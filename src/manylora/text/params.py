@@ -166,10 +166,10 @@ def _as_bias(value: Any) -> dict[int, float]:
     if value is None:
         return {}
     if not isinstance(value, Mapping):
-        _refuse("logit_bias", "a mapping from token ids to numbers", value)
+        _refuse("logit_bias", "token ids with a number each", value)
     for token_id, bias in value.items():
-        _check_integer("logit_bias (its token ids)", token_id, 0, None)
-        _check_number(f"logit_bias of token {token_id}", bias, -100.0, 100.0)
+        _check_integer("logit_bias", token_id, 0, None)
+        _check_number("logit_bias", bias, -100.0, 100.0)
     return dict(value)
 
 
