@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from manylora.errors import ConfigError
-from manylora.kernels.native.int8 import LEVELS, Int8Weight
+from manylora.kernels.native.int8 import GROUP, LEVELS, Int8Weight
 
 SHAPES = [(1, 1, 1), (1, 576, 192), (3, 37, 45), (12, 64, 32), (13, 70, 33), (29, 130, 300)]  # T, D, O
 
@@ -13,10 +13,11 @@ def randn(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def rounded(rows: torch.Tensor) -> torch.Tensor:
-    """What integers with a scale per row stand for, in float64."""
-    scale = rows.double().abs().amax(dim=1, keepdim=True) / LEVELS
-    return (rows.double() / scale).round() * scale
+def rounded(rows: torch.Tensor, group: int) -> torch.Tensor:
+    """What integers with a scale per row and `group` columns stand for, in float64."""
+    parts = rows.double().split(group, dim=1)
+    scales = [part.abs().amax(dim=1, keepdim=True) / LEVELS for part in parts]
+    return torch.cat([(p / s).round() * s for p, s in zip(parts, scales, strict=True)], dim=1)
 
 
 @pytest.mark.parametrize(("T", "D", "O"), SHAPES)
@@ -25,7 +26,7 @@ def test_is_the_product_of_what_both_were_rounded_to(isa, T, D, O, with_bias):  
     x, w = randn(T, D), randn(O, D, seed=1)
     bias = randn(O, seed=2) if with_bias else None
     exact = x.double() @ w.double().T
-    want = rounded(x) @ rounded(w).T
+    want = rounded(x, GROUP) @ rounded(w, D).T
     if D > 1:
         assert (want - exact).abs().max() > 0, "rounding must have an effect"
     if bias is not None:
@@ -49,7 +50,7 @@ def test_is_exact_on_integers(isa):
     generator = torch.Generator().manual_seed(0)
     x = torch.randint(-127, 128, (17, 203), generator=generator).float()
     w = torch.randint(-127, 128, (95, 203), generator=generator).float()
-    x[:, 0] = w[:, 0] = 127
+    x[:, ::GROUP] = w[:, ::GROUP] = 127
     assert torch.equal(Int8Weight.from_float(w).product(x), x @ w.T)
 
 
@@ -69,10 +70,22 @@ def test_an_outlier_row_changes_nobody_else(isa):
     assert torch.equal(after[others], before[others])
 
 
+def test_an_outlier_input_leaves_other_groups_as_fine_as_they_were(isa):
+    x, w = randn(7, 3 * GROUP), randn(40, 3 * GROUP, seed=1)
+    x[:, 2 * GROUP :] = 0
+    w[:, 2 * GROUP] = 0  # so that the outlier itself adds nothing
+    weight = Int8Weight.from_float(w)
+    before, exact = weight.product(x), x @ weight.dense().T
+    x[:, 2 * GROUP] = 1e4
+    common_scale = rounded(x, 3 * GROUP) @ weight.dense().double().T
+    assert (common_scale - exact).abs().max() > 20 * (before - exact).abs().max() > 0
+    assert torch.equal(weight.product(x), before)
+
+
 def test_bits_of_a_row_do_not_depend_on_the_batch(isa):
     x, w = randn(31, 90), Int8Weight.from_float(randn(65, 90, seed=1))
     together = w.product(x)
-    for row in (0, 11, 12, 30):
+    for row in (0, 5, 6, 29, 30):
         assert torch.equal(w.product(x[row : row + 1])[0], together[row])
 
 

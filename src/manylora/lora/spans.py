@@ -1,7 +1,7 @@
 """Where the pairs of an adapter lie in its file: the same for all adapters that one recipe made for one model.
 
-So it is worked out once for the files that begin alike. Of a thousand such adapters, all but the first are read without a
-look at their 420 tensors one by one.
+So it is worked out once for the files that begin alike. Of a thousand such adapters, all but the first are read without
+a look at their 420 tensors one by one.
 """
 
 from __future__ import annotations

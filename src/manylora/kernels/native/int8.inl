@@ -1,7 +1,8 @@
-// The base product on eight-bit integers: weights with a scale per output, activations with a scale per row.
+// The base product on eight-bit integers: weights with a scale per output, activations with a scale per row and kGroup
+// inputs: a few inputs of a row are far larger than the rest, and would leave the rest a few steps of a common scale.
 // Included by kernels.inl only.
 //
-// Rows of x are quantised on their own and integers are summed exactly, so a row's result has the same bits in any batch.
+// Rows of x are rounded on their own and the sum of a group is exact, so a row's result has the same bits in any batch.
 // Weights are packed by native/int8.py: for each strip of kStrip outputs and each four inputs, kStrip * 4 values.
 #pragma once
 
@@ -14,11 +15,13 @@
 
 namespace manylora::MANYLORA_ISA {
 
-constexpr int kStrip = 32;        // outputs side by side in the packed weight
-constexpr int kDepth = 4;         // inputs that one instruction multiplies and adds
-constexpr int kProductRows = 12;  // rows that share the strip that is read
+constexpr int kStrip = 32;       // outputs side by side in the packed weight
+constexpr int kDepth = 4;        // inputs that one instruction multiplies and adds
+constexpr int kGroup = 32;       // inputs of a row that share a scale
+constexpr int kProductRows = 6;  // rows that share the strip that is read; as many as registers hold the sums of
 
-// The activations that an instruction takes are unsigned, so zero is stored as 128 and taken back at the end.
+// The instruction takes one side unsigned. Weights are, with 128 for zero; 128 times the sum of the row's integers is
+// what each sum begins with less, so that it comes out as if they were not.
 constexpr int kZero = 128;
 
 // Rows that are multiplied together lie together: for each four inputs, the four of each row of the block.
@@ -27,104 +30,140 @@ struct RowBlock {
   int rows;
 };
 
-// The block of row t: twelve rows as often as possible, then four, then one.
+// The block of row t: six rows as often as possible, then two, then one.
 static inline RowBlock block_of(int64_t t, int64_t num_rows) {
-  const int64_t twelves = num_rows / kProductRows * kProductRows;
-  if (t < twelves) return {t / kProductRows * kProductRows, kProductRows};
-  const int64_t fours = (num_rows - twelves) / 4 * 4;
-  if (t < twelves + fours) return {twelves + (t - twelves) / 4 * 4, 4};
+  const int64_t sixes = num_rows / kProductRows * kProductRows;
+  if (t < sixes) return {t / kProductRows * kProductRows, kProductRows};
+  const int64_t twos = (num_rows - sixes) / 2 * 2;
+  if (t < sixes + twos) return {sixes + (t - sixes) / 2 * 2, 2};
   return {t, 1};
 }
 
-// One row to integers in 1..255, kDepth of them every `step` bytes; what is behind its width is zero. Returns the scale.
-static float quantise_row(const float* x, int64_t width, uint8_t* to, int64_t step) {
+// What a block of `rows` rows is multiplied as. Group after group, and in each row after row.
+struct Rounded {
+  const int8_t* integers;  // kDepth of each row, for each four inputs
+  const float* scale;
+  const int32_t* start;  // what the sum of each group begins with
+};
+
+// `count` <= kGroup inputs of a row to integers in -127..127, kDepth of them every `step` bytes.
+static void round_group(const float* x, int64_t count, int8_t* to, int64_t step, float* scale, int32_t* start) {
   Vec most = {}, nothing = {};
   const auto look = [&](Vec v) {
     most = larger(most, larger(v, -v));
     nothing += v - v;  // NaN where v is no finite number
   };
   for_each_vector(
-      width, [&](int64_t i) { look(load(x + i)); }, [&](int64_t i, int64_t n) { look(load_part(x + i, n)); });
+      count, [&](int64_t i) { look(load(x + i)); }, [&](int64_t i, int64_t n) { look(load_part(x + i, n)); });
   const float highest = largest(most);
   const float inverse = highest > 0 ? 127.0f / highest : 0.0f;
   // What is no number cannot be an integer either: the scale hands it on to the whole row.
-  const float scale = highest / 127.0f + sum(nothing);
+  *scale = highest / 127.0f + sum(nothing);
 
   constexpr float kRound = 0x1.8p23f;  // adding it leaves the nearest integer in the last bits
-  const auto put = [&](int64_t i, Vec v, int64_t count) {
-    const VecB integers = __builtin_convertvector((VecI)(v * inverse + (kRound + kZero)) & 0xff, VecB);
-    uint8_t bytes[kLanes];
-    std::memcpy(bytes, &integers, sizeof bytes);
-    for (int64_t lane = 0; lane < count; lane += kDepth)
-      std::memcpy(to + (i + lane) / kDepth * step, bytes + lane, kDepth);
+  VecI total = {};
+  const auto put = [&](int64_t i, Vec v, int64_t n) {
+    const VecI integers = (VecI)(v * inverse + kRound) - (VecI)broadcast(kRound);
+    total += integers;
+    const VecB narrow = __builtin_convertvector(integers & 0xff, VecB);
+    int8_t bytes[kLanes];
+    std::memcpy(bytes, &narrow, sizeof bytes);
+    for (int64_t lane = 0; lane < n; lane += kDepth) std::memcpy(to + (i + lane) / kDepth * step, bytes + lane, kDepth);
   };
   for_each_vector(
-      width, [&](int64_t i) { put(i, load(x + i), kLanes); },
+      count, [&](int64_t i) { put(i, load(x + i), kLanes); },
       // load_part puts zeros behind the row, which is what belongs there.
       [&](int64_t i, int64_t n) { put(i, load_part(x + i, n), n); });
-  return scale;
+  *start = 0;
+  if (std::isfinite(*scale))
+    for (int lane = 0; lane < kLanes; lane++) *start -= kZero * total[lane];
 }
 
 #if defined(__AVX512VNNI__)
 
-// total[m][strip] += sum over the depth of a[m] * w, for M rows.
+// sums[m][strip] = sum over the groups of scale[m] * (integers of row m) @ (integers of the strip), for M rows.
 template <int M>
-static void multiply_strip(const uint8_t* a, const int8_t* w, int64_t depth, int32_t totals[kProductRows][kStrip]) {
-  __m512i total[M][2] = {};
-  for (int64_t k = 0; k < depth; k += kDepth, a += M * kDepth, w += kStrip * kDepth) {
-    const __m512i low = _mm512_loadu_si512(w), high = _mm512_loadu_si512(w + 64);
+static void multiply_strip(Rounded a, const uint8_t* w, int64_t depth, float sums[kProductRows][kStrip]) {
+  __m512 sum[M][2] = {};
+  for (int64_t first = 0; first < depth; first += kGroup, a.scale += M, a.start += M) {
+    __m512i total[M][2];
+    MANYLORA_UNROLL for (int m = 0; m < M; m++) total[m][0] = total[m][1] = _mm512_set1_epi32(a.start[m]);
+    const int64_t end = first + kGroup < depth ? first + kGroup : depth;
+    for (int64_t k = first; k < end; k += kDepth, a.integers += M * kDepth, w += kStrip * kDepth) {
+      const __m512i low = _mm512_loadu_si512(w), high = _mm512_loadu_si512(w + 64);
+      MANYLORA_UNROLL for (int m = 0; m < M; m++) {
+        int32_t four;
+        std::memcpy(&four, a.integers + m * kDepth, sizeof four);
+        const __m512i row = _mm512_set1_epi32(four);
+        total[m][0] = _mm512_dpbusd_epi32(total[m][0], low, row);
+        total[m][1] = _mm512_dpbusd_epi32(total[m][1], high, row);
+      }
+    }
     MANYLORA_UNROLL for (int m = 0; m < M; m++) {
-      int32_t four;
-      std::memcpy(&four, a + m * kDepth, sizeof four);
-      const __m512i row = _mm512_set1_epi32(four);
-      total[m][0] = _mm512_dpbusd_epi32(total[m][0], row, low);
-      total[m][1] = _mm512_dpbusd_epi32(total[m][1], row, high);
+      const __m512 scale = _mm512_set1_ps(a.scale[m]);
+      sum[m][0] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(total[m][0]), scale, sum[m][0]);
+      sum[m][1] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(total[m][1]), scale, sum[m][1]);
     }
   }
   MANYLORA_UNROLL for (int m = 0; m < M; m++) {
-    _mm512_storeu_si512(totals[m], total[m][0]);
-    _mm512_storeu_si512(totals[m] + 16, total[m][1]);
+    _mm512_storeu_ps(sums[m], sum[m][0]);
+    _mm512_storeu_ps(sums[m] + 16, sum[m][1]);
   }
 }
 
 #else
 
 template <int M>
-static void multiply_strip(const uint8_t* a, const int8_t* w, int64_t depth, int32_t totals[kProductRows][kStrip]) {
-  MANYLORA_UNROLL for (int m = 0; m < M; m++) std::memset(totals[m], 0, sizeof totals[m]);
-  for (int64_t k = 0; k < depth; k += kDepth, a += M * kDepth, w += kStrip * kDepth)
-    MANYLORA_UNROLL for (int m = 0; m < M; m++)
-      for (int o = 0; o < kStrip; o++)
-        for (int d = 0; d < kDepth; d++) totals[m][o] += static_cast<int32_t>(a[m * kDepth + d]) * w[o * kDepth + d];
+static void multiply_strip(Rounded a, const uint8_t* w, int64_t depth, float sums[kProductRows][kStrip]) {
+  MANYLORA_UNROLL for (int m = 0; m < M; m++) std::memset(sums[m], 0, sizeof sums[m]);
+  for (int64_t first = 0; first < depth; first += kGroup, a.scale += M, a.start += M) {
+    int32_t total[M][kStrip];
+    for (int m = 0; m < M; m++)
+      for (int o = 0; o < kStrip; o++) total[m][o] = a.start[m];
+    const int64_t end = first + kGroup < depth ? first + kGroup : depth;
+    for (int64_t k = first; k < end; k += kDepth, a.integers += M * kDepth, w += kStrip * kDepth)
+      MANYLORA_UNROLL for (int m = 0; m < M; m++)
+        for (int o = 0; o < kStrip; o++)
+          for (int d = 0; d < kDepth; d++) total[m][o] += static_cast<int32_t>(w[o * kDepth + d]) * a.integers[m * kDepth + d];
+    for (int m = 0; m < M; m++)
+      for (int o = 0; o < kStrip; o++) sums[m][o] += static_cast<float>(total[m][o]) * a.scale[m];
+  }
 }
 
 #endif
 
 template <int M>
-static void product_block(const uint8_t* a, int64_t depth, const float* row_scale, const int8_t* w,
-                          const float* weight_scale, const int32_t* weight_sum, const float* bias, int64_t outputs,
-                          float* y, int64_t y_stride) {
-  int32_t totals[kProductRows][kStrip];
-  multiply_strip<M>(a, w, depth, totals);
+static void product_block(Rounded a, int64_t depth, const uint8_t* w, const float* weight_scale, const float* bias,
+                          int64_t outputs, float* y, int64_t y_stride) {
+  float sums[kProductRows][kStrip];
+  multiply_strip<M>(a, w, depth, sums);
   MANYLORA_UNROLL for (int m = 0; m < M; m++)
-    for (int64_t o = 0; o < outputs; o++) {
-      const float exact = static_cast<float>(totals[m][o] - kZero * weight_sum[o]);
-      y[m * y_stride + o] = exact * (row_scale[m] * weight_scale[o]) + (bias == nullptr ? 0.0f : bias[o]);
-    }
+    for (int64_t o = 0; o < outputs; o++)
+      y[m * y_stride + o] = sums[m][o] * weight_scale[o] + (bias == nullptr ? 0.0f : bias[o]);
 }
 
 static void int8_product(Rows x, int64_t num_rows, Int8Weight weight, Rows y, int threads) {
-  static thread_local std::vector<uint8_t> integers;
+  static thread_local std::vector<int8_t> integers;
   static thread_local std::vector<float> scales;
+  static thread_local std::vector<int32_t> starts;
   const int64_t depth = (weight.inputs + kDepth - 1) / kDepth * kDepth;
+  const int64_t groups = (depth + kGroup - 1) / kGroup;
   integers.resize(num_rows * depth);
-  scales.resize(num_rows);
-  uint8_t* a = integers.data();
-  float* row_scale = scales.data();
+  scales.resize(num_rows * groups);
+  starts.resize(num_rows * groups);
+  int8_t* a = integers.data();
+  float* scale = scales.data();
+  int32_t* start = starts.data();
   for_each_row(num_rows, threads, [=](int64_t t) {
     const RowBlock block = block_of(t, num_rows);
-    uint8_t* to = a + block.first * depth + (t - block.first) * kDepth;
-    row_scale[t] = quantise_row(x.data + t * x.stride, weight.inputs, to, block.rows * kDepth);
+    const int64_t m = t - block.first, step = block.rows * kDepth;
+    int8_t* to = a + block.first * depth + m * kDepth;
+    for (int64_t group = 0; group < groups; group++) {
+      const int64_t first = group * kGroup, left = weight.inputs - first;
+      const int64_t at = block.first * groups + group * block.rows + m;
+      round_group(x.data + t * x.stride + first, left < kGroup ? left : kGroup, to + first / kDepth * step, step,
+                  scale + at, start + at);
+    }
   });
 
   // A task is some strips, which stay in the second cache, and all rows, so that each weight is read from memory once.
@@ -135,18 +174,18 @@ static void int8_product(Rows x, int64_t num_rows, Int8Weight weight, Rows y, in
     const int64_t end = begin + kTaskStrips < strips ? begin + kTaskStrips : strips;
     for (int64_t t = 0; t < num_rows;) {
       const RowBlock block = block_of(t, num_rows);
+      const Rounded rounded = {a + t * depth, scale + t * groups, start + t * groups};
       for (int64_t s = begin; s < end; s++) {
         const int64_t first = s * kStrip, left = weight.outputs - first;
         const int64_t outputs = left < kStrip ? left : kStrip;
         const auto multiply = [&](auto rows) {
           product_block<decltype(rows)::value>(
-              a + t * depth, depth, row_scale + t, weight.packed + first * depth, weight.scale + first,
-              weight.sum + first, weight.bias == nullptr ? nullptr : weight.bias + first, outputs,
-              y.data + t * y.stride + first, y.stride);
+              rounded, depth, weight.packed + first * depth, weight.scale + first,
+              weight.bias == nullptr ? nullptr : weight.bias + first, outputs, y.data + t * y.stride + first, y.stride);
         };
         switch (block.rows) {
           case kProductRows: multiply(std::integral_constant<int, kProductRows>{}); break;
-          case 4: multiply(std::integral_constant<int, 4>{}); break;
+          case 2: multiply(std::integral_constant<int, 2>{}); break;
           default: multiply(std::integral_constant<int, 1>{});
         }
       }

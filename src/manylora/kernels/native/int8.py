@@ -1,7 +1,8 @@
 """The base product on eight-bit integers, for CPUs.
 
-Weights keep a scale per output, activations get one per row as they come. torch's dynamic quantised linear scales a
-whole batch at once, so that one outlier row changes everybody's answer; here no row can change another's.
+Weights keep a scale per output; activations get one per row and GROUP inputs as they come, since a few channels of a
+language model are many times larger than the rest (Dettmers et al. 2022, LLM.int8). torch's dynamic quantised linear
+scales a whole batch at once, so that one outlier row changes everybody's answer; here no row can change another's.
 
 Fast with AVX-512 VNNI; elsewhere the same integers are multiplied in plain loops.
 """
@@ -24,6 +25,12 @@ STRIP = 32
 DEPTH = 4
 """Inputs of an output that stand side by side; kDepth of int8.inl."""
 
+GROUP = 32
+"""Inputs of a row that share a scale; kGroup of int8.inl."""
+
+ZERO = 128
+"""What stands for zero in the packed weight; kZero of int8.inl."""
+
 LEVELS = 127
 """Integers go from -LEVELS to LEVELS."""
 
@@ -32,9 +39,8 @@ LEVELS = 127
 class Int8Weight:
     """A weight [O, D] as integers, laid out for the product."""
 
-    packed: Tensor  # [O / STRIP, D / DEPTH, STRIP, DEPTH]  int8, both rounded up; zeros behind the weight
+    packed: Tensor  # [O / STRIP, D / DEPTH, STRIP, DEPTH]  uint8, ZERO added; both rounded up
     scale: Tensor  # [O]  fp32, value of one step of each output's integers
-    total: Tensor  # [O]  int32, sum of each output's integers
     bias: Tensor | None  # [O]  fp32
     shape: tuple[int, int]  # O, D
 
@@ -54,15 +60,13 @@ class Int8Weight:
         weight = weight.float()
         scale = weight.abs().amax(dim=1) / LEVELS
         steps = torch.where(scale > 0, scale, 1)[:, None]
-        integers = (weight / steps).round().to(torch.int8)
-        padded = torch.zeros(_up(O, STRIP), _up(D, DEPTH), dtype=torch.int8)
-        padded[:O, :D] = integers
+        padded = torch.full((_up(O, STRIP), _up(D, DEPTH)), ZERO, dtype=torch.uint8)
+        padded[:O, :D] = (weight / steps).round() + ZERO
         packed = padded.view(len(padded) // STRIP, STRIP, -1, DEPTH).transpose(1, 2).contiguous()
-        total = integers.sum(dim=1, dtype=torch.int32)
-        return cls(packed, scale, total, None if bias is None else bias.float(), (O, D))
+        return cls(packed, scale, None if bias is None else bias.float(), (O, D))
 
     def product(self, x: Tensor) -> Tensor:  # [T, D] -> [T, O] fp32
-        """y = x W^T + b with the integers of W and of each row of x."""
+        """y = x W^T + b with the integers of W and of x."""
         O, D = self.shape  # noqa: E741
         if x.dim() != 2 or x.shape[1] != D or x.device.type != "cpu":
             raise ConfigError(f"x must be [*, {D}] on the CPU, got {list(x.shape)} on {x.device}")
@@ -70,7 +74,7 @@ class Int8Weight:
         x = x if x.stride(1) == 1 else x.contiguous()
         y = torch.empty(len(x), O)
         native._core.int8_product(
-            x.data_ptr(), x.stride(0), len(x), self.packed.data_ptr(), self.scale.data_ptr(), self.total.data_ptr(),
+            x.data_ptr(), x.stride(0), len(x), self.packed.data_ptr(), self.scale.data_ptr(),
             0 if self.bias is None else self.bias.data_ptr(), O, D, y.data_ptr(), O, torch.get_num_threads(),
         )  # fmt: skip
         return y
@@ -79,7 +83,7 @@ class Int8Weight:
         """The weight that the integers stand for."""
         O, D = self.shape  # noqa: E741
         strips = self.packed.transpose(1, 2).reshape(-1, self.packed.shape[1] * DEPTH)
-        return strips[:O, :D].float() * self.scale[:, None]
+        return (strips[:O, :D].float() - ZERO) * self.scale[:, None]
 
 
 def _up(count: int, step: int) -> int:

@@ -153,11 +153,11 @@ NB_MODULE(_core, m) {
       free_gil);
   m.def(
       "int8_product",
-      [](A x, I x_stride, I num_rows, A packed, A scale, A sum, A bias, I outputs, I inputs, A y, I y_stride,
+      [](A x, I x_stride, I num_rows, A packed, A scale, A bias, I outputs, I inputs, A y, I y_stride,
          int threads) {
         active->int8_product({at<float>(x), x_stride}, num_rows,
-                             {at<const int8_t>(packed), at<const float>(scale), at<const int32_t>(sum),
-                              at<const float>(bias), outputs, inputs},
+                             {at<const uint8_t>(packed), at<const float>(scale), at<const float>(bias), outputs,
+                              inputs},
                              {at<float>(y), y_stride}, threads);
       },
       free_gil);

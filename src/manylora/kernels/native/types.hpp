@@ -67,11 +67,10 @@ struct Rows {
   int64_t stride;
 };
 
-// A weight [outputs, inputs] as eight-bit integers with a scale and the sum of its integers per output; see int8.inl.
+// A weight [outputs, inputs] as eight-bit integers, 128 for zero, with a scale per output; see int8.inl.
 struct Int8Weight {
-  const int8_t* packed;
+  const uint8_t* packed;
   const float* scale;
-  const int32_t* sum;
   const float* bias;  // or nullptr
   int64_t outputs, inputs;
 };
@@ -105,7 +104,7 @@ struct Kernels {
   // y = silu(gate) * up for gate_up [T, 2 * width].
   void (*silu_mul)(Rows gate_up, Rows y, int64_t num_rows, int64_t width, int threads);
 
-  // y = x W^T + bias, each row of x rounded to 255 steps of its largest magnitude / 127.
+  // y = x W^T + bias, each 32 inputs of a row of x rounded to 255 steps of their largest magnitude / 127.
   void (*int8_product)(Rows x, int64_t num_rows, Int8Weight weight, Rows y, int threads);
 };
 
