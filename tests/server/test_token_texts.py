@@ -32,7 +32,9 @@ def test_the_bytes_of_tokens_join_to_the_text(kind, line):
 def test_special_tokens_and_ids_without_one():
     tokenizer = byte_level()
     texts = TokenTexts(SimpleNamespace(backend_tokenizer=tokenizer))
-    assert texts.text_of(tokenizer.token_to_id("<|end|>")) == "<|end|>"
+    end = tokenizer.token_to_id("<|end|>")
+    assert end is not None
+    assert texts.text_of(end) == "<|end|>"
     assert texts.text_of(tokenizer.get_vocab_size() + 5) == ""  # a vocabulary padded for speed
 
 
