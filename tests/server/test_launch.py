@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, NoReturn, get_args, get_type_hints
 
 import httpx
 import psutil
@@ -241,6 +241,23 @@ def test_a_tokenizer_passes_the_pipe_whole() -> None:
         messages, tokenize=False
     )
     assert theirs.special_tokens_map == ours.special_tokens_map
+
+
+def test_told_to_end_while_the_model_loads_it_leaves_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    this = psutil.Process()
+    loading: list[psutil.Process] = []
+
+    async def load(*_: object) -> NoReturn:
+        loading.extend(child for child in this.children() if "engine_process" in " ".join(child.cmdline()))
+        os.kill(this.pid, signal.SIGTERM)
+        await asyncio.sleep(END_S)
+        raise AssertionError("the signal was not heard")
+
+    monkeypatch.setattr(launch, "_ready", load)
+    before = set(this.children())
+    assert asyncio.run(launch._serve(ServerConfig(model="m", port=0), EngineConfig())) == 0
+    (engine,) = set(loading) - before
+    assert not engine.is_running()
 
 
 # -- what is refused

@@ -14,7 +14,7 @@ import socket
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from contextlib import ExitStack, asynccontextmanager, contextmanager
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from functools import partial
 from typing import Any
 
@@ -60,6 +60,7 @@ async def running_engine(
         ManyLoraError: it cannot be built, or not in time.
     """
     here, there = socket.socketpair()
+    channel: AsyncChannel[ToApi] = await AsyncChannel.open(here, ToApi)
     with there:
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "manylora.server.engine_process", str(there.fileno())),
@@ -67,12 +68,11 @@ async def running_engine(
             start_new_session=True,  # a terminal's Ctrl-C is for this process alone
         )
     try:
-        channel: AsyncChannel[ToApi] = await AsyncChannel.open(here, ToApi)
         channel.send(_setup(config, engine))
         ready = await _ready(channel, config.start_timeout_s)
     except BaseException:
-        process.kill()  # it may be loading a model, deaf to its pipe
-        await process.wait()
+        await channel.close()
+        await _kill(process)  # it may be loading a model, deaf to its pipe
         raise
     limits = StreamLimits(max_backlog=config.max_backlog, client_timeout_s=config.client_timeout_s)
     client = EngineClient(channel, ready, limits, call_timeout_s=config.call_timeout_s)
@@ -87,8 +87,13 @@ async def running_engine(
                 await process.wait()
         except TimeoutError:
             log.error("the engine process did not end within %g s and is killed", END_TIMEOUT_S)
-            process.kill()
-            await process.wait()
+            await _kill(process)
+
+
+async def _kill(process: asyncio.subprocess.Process) -> None:
+    with suppress(ProcessLookupError):  # it was quicker
+        process.kill()
+    await process.wait()
 
 
 async def _serve(config: ServerConfig, engine: EngineConfig) -> int:
@@ -166,6 +171,7 @@ async def _announce(config: ServerConfig, client: EngineClient, listener: socket
 
 
 _STARTED = time.monotonic()
+"""When this module was imported: a second or so after the command was given."""
 
 
 def _setup(config: ServerConfig, engine: EngineConfig) -> EngineSetup:
