@@ -98,7 +98,7 @@ def lines() -> Iterator[Line]:
 
 @contextmanager
 def _world(*options: str) -> Iterator[World]:
-    with tempfile.TemporaryDirectory() as folder, tiny_server(Path(folder), *options) as server:
+    with tempfile.TemporaryDirectory() as folder, tiny_server(Path(folder), "--debug", *options) as server:
         yield World(server, Path(folder, "adapters"))
 
 

@@ -18,12 +18,12 @@ TINY_ADAPTERS = 8
 
 @contextmanager
 def tiny_server(folder: Path, *options: str) -> Iterator[Server]:
-    """Serve the tiny model with adapters "tiny-0" .. "tiny-7", checking every step."""
+    """Serve the tiny model with adapters "tiny-0" .. "tiny-7"; more options of `manylora serve` may follow."""
     model = save_tiny(folder / "tiny")
     names = [f"tiny-{number}" for number in range(TINY_ADAPTERS)]
     for seed, name in enumerate(names):
         save_peft(tiny_adapter(tiny_config(), seed=seed, name=name), folder / "adapters" / name)
-    with started_server(str(model), folder / "adapters", names, 1, ["--debug", *options]) as server:
+    with started_server(str(model), folder / "adapters", names, 1, options) as server:
         yield server
 
 

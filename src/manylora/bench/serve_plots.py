@@ -93,7 +93,7 @@ def plot_curve(result: ServeResult, path: Path) -> None:
     step.set(ylabel="ms", ylim=(0, None))
     for axes in (rate, step):
         axes.set_xscale("symlog", linthresh=1)
-        axes.set_xlabel("adapters")
+        axes.set(xlabel="adapters", xlim=(-0.2, 1.3 * max(*numbers, 1)))
         axes.legend(fontsize=8)
     _save(figure, path)
 
