@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from manylora.errors import ConfigError, RequestError
 from manylora.models.tiny import tiny_tokenizer
 from manylora.text import Completion, Engine, SamplingParams
-from manylora.text.guide import MAX_COMPILED, Guides
+from manylora.text.guide import MAX_COMPILED, Guide, Guides
 from tests.text.engines import CONFIG, engine
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -193,7 +194,12 @@ def test_a_schema_is_compiled_once_and_only_so_many_are_kept(monkeypatch: pytest
     guides = Guides(tiny_tokenizer(), vocab_size=CONFIG.vocab_size, eos_token_ids=CONFIG.eos_token_ids)
     compiled: list[Any] = []
     compile_one = guides._compile
-    monkeypatch.setattr(guides, "_compile", lambda schema: compiled.append(schema) or compile_one(schema))
+
+    def watch(schema: Mapping[str, Any]) -> Guide:
+        compiled.append(schema)
+        return compile_one(schema)
+
+    monkeypatch.setattr(guides, "_compile", watch)
     first, again = guides.start(form(SCHEMA)), guides.start(form(SCHEMA))
     assert len(compiled) == 1
     first.push(ord("{"))

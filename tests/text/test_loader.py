@@ -240,7 +240,8 @@ def test_a_step_that_changes_nothing_does_not_look_through_the_queue():
             return super().__iter__()
 
     with bench("ab", max_pending=1) as b:
-        queue = b.loader._demand = CountsWalks()
+        queue = CountsWalks()
+        b.loader._demand = queue  # type: ignore[assignment]  # its keys are requests here
         first, *_ = [b.demand(name) for name in "ab" * 5]
         b.settle()
         b.place("a")

@@ -37,6 +37,19 @@ def test_unknown_names_and_options_are_refused_with_what_there_is() -> None:
         make_policy("fcfs", margin=0.1)
 
 
+def test_a_policy_of_ones_own_is_named_by_where_it_is() -> None:
+    assert isinstance(make_policy("manylora.bench.serve_policies:LastInFirstOut"), LastInFirstOut)
+    for name, reason in {
+        "manylora.nowhere:Policy": "cannot be imported",
+        "manylora.bench.serve_policies:Nobody": "cannot be imported",
+        ":Policy": "cannot be imported",
+        "manylora.bench.serve_policies:MARGIN_S": "no subclass",
+        "manylora.text.scheduler:Scheduler": "no subclass",
+    }.items():
+        with pytest.raises(ConfigError, match=reason):
+            make_policy(name)
+
+
 def arrivals(by: Policy, waiting: list[Sequence]) -> list[int]:
     return [one.request.arrival for one in by.order(waiting, [])]
 

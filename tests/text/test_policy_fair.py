@@ -120,7 +120,7 @@ def p95(policy: Policy, seed: int, *, with_hog: bool) -> float:
     """Of the first-token times of all but the hog."""
     simulation = Simulation(policy, max_num_seqs=16, max_batch_tokens=128)
     outcomes = simulation.run(trace(seed, with_hog=with_hog), deadline_s=None)
-    return float(np.percentile([o.first_token_s for o in outcomes if o.job.tenant != "hog"], 95))  # type: ignore[arg-type]
+    return float(np.percentile([o.first_token_s for o in outcomes if o.job.tenant != "hog"], 95))
 
 
 @pytest.mark.parametrize("seed", range(3))

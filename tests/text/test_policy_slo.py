@@ -95,9 +95,10 @@ def test_a_request_is_refused_when_it_would_be_late_even_if_it_were_next() -> No
     assert refused(by, [short, long], 1.9) == {}
     assert refused(by, [short, long], 2.1).keys() == {1}
     assert refused(by, [short, long], 5.1).keys() == {0, 1}
-    error = refused(by, [short, long, sequence(2, 10, 1000, at=5)], 5.1)[1]
-    assert "9.1 s after the request, beyond its deadline of 6 s" in str(error)
-    assert error.retry_after_s == pytest.approx(10.1)
+    for num_output, retry_s in {1000: 10.1, 10: 1.0, 10_000: 60.0}.items():
+        error = refused(by, [short, long, sequence(2, 10, num_output, at=5)], 5.1)[1]
+        assert "9.1 s after the request, beyond its deadline of 6 s" in str(error)
+        assert error.retry_after_s == pytest.approx(retry_s)
 
 
 def test_prompts_ahead_of_it_and_adapters_to_load_count() -> None:

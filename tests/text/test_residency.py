@@ -126,9 +126,9 @@ class BrokenLibrary(Library):
 def test_a_pin_that_cannot_hold_says_why() -> None:
     with engine() as served, pytest.raises(AdapterNotFoundError, match="nobody"):
         served.pin("nobody")
-    source = BrokenLibrary()
-    source.add("broken", adapters()["a"])
-    with engine(source=source) as served:
+    broken = BrokenLibrary()
+    broken.add("broken", adapters()["a"])
+    with engine(source=broken) as served:
         done = served.pin("broken")
         drain(served)
         assert isinstance(done.exception(0), AdapterError)

@@ -39,6 +39,7 @@ from manylora.text.intake import Intake, Prompt
 from manylora.text.live import LiveSequence
 from manylora.text.loader import AdapterLoader
 from manylora.text.output import Completion, Output, join, refused
+from manylora.text.pace import retry_after_s
 from manylora.text.params import SamplingParams
 from manylora.text.policy import FirstComeFirstServed, Policy
 from manylora.text.pool import Pool
@@ -332,7 +333,7 @@ class Engine:
             raise OverloadedError(
                 f"{num_waiting} sequences wait already and {num_new} more would exceed the {most} of max_waiting; "
                 "ask again later",
-                retry_after_s=max(1.0, num_waiting * seconds_each),
+                retry_after_s=retry_after_s(num_waiting * seconds_each),
             )
 
     def _begin(self, request: Request, index: int, guide: Guide | None) -> LiveSequence:

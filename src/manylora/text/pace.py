@@ -1,5 +1,13 @@
 """How long steps take, learnt from the last ones. Knows no sequences."""
 
+LONGEST_RETRY_S = 60.0
+"""Nobody is told to wait longer than that: by then all estimates are out of date."""
+
+
+def retry_after_s(busy_s: float) -> float:
+    """When to ask again an engine that has work for so many seconds."""
+    return min(max(busy_s, 1.0), LONGEST_RETRY_S)
+
 
 class Pace:
     """A line through the last steps: seconds = fixed + per_token * tokens.

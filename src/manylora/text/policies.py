@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Mapping
+from importlib import import_module
 from types import MappingProxyType
 from typing import Any
 
@@ -23,17 +24,31 @@ slo: as many first tokens as possible by their deadlines."""
 
 
 def make_policy(name: str, **options: Any) -> Policy:
-    """Make a policy by its name.
+    """Make a policy by its name, or one of your own by where its class is: "package.module:Class".
 
     Args:
         options: those of the policy's class, for example max_distinct for "cluster".
     Raises:
         ConfigError: no such policy or option, or a value out of range; says which there are.
     """
-    if name not in POLICIES:
-        raise ConfigError(f"unknown policy '{name}'; known: {', '.join(POLICIES)}")
-    known = list(inspect.signature(POLICIES[name]).parameters)
+    policy = POLICIES.get(name) or _import(name)
+    known = list(inspect.signature(policy).parameters)
     unknown = sorted(options.keys() - set(known))
     if unknown:
         raise ConfigError(f"policy '{name}' has no option {unknown}; it has {known}")
-    return POLICIES[name](**options)
+    return policy(**options)
+
+
+def _import(name: str) -> type[Policy]:
+    module, colon, attribute = name.partition(":")
+    if not colon:
+        raise ConfigError(
+            f"unknown policy '{name}'; known: {', '.join(POLICIES)}, or package.module:Class for one of your own"
+        )
+    try:
+        policy = getattr(import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(f"policy '{name}' cannot be imported: {error}") from error
+    if not (isinstance(policy, type) and issubclass(policy, Policy)):
+        raise ConfigError(f"policy '{name}' is no subclass of manylora.text.Policy")
+    return policy

@@ -6,7 +6,7 @@ from heapq import heappop, heappush
 from weakref import WeakSet
 
 from manylora.errors import ConfigError, ManyLoraError, OverloadedError
-from manylora.text.pace import Pace
+from manylora.text.pace import Pace, retry_after_s
 from manylora.text.policy import Computed, EngineView, Policy
 from manylora.text.sequence import Request, Sequence
 
@@ -60,14 +60,14 @@ class FirstTokenDeadline(Policy):
         line = self._line([sequence for sequence in waiting if sequence not in late], now)
         self._places = {sequence: place for place, sequence in enumerate(line)}
         # When those in line have been served, if nobody else came.
-        retry_after_s = max(1.0, sum(map(self._service_s, line)))
+        retry_s = retry_after_s(sum(map(self._service_s, line)))
         for sequence, first_token_s in late.items():
             yield (
                 sequence,
                 OverloadedError(
                     f"the first token would come {first_token_s:.1f} s after the request, beyond its deadline of "
                     f"{_given_s(sequence.request):g} s; ask again later, or with a longer deadline",
-                    retry_after_s=retry_after_s,
+                    retry_after_s=retry_s,
                 ),
             )
 
