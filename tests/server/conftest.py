@@ -61,7 +61,7 @@ class Running:
             server = uvicorn.Server(
                 uvicorn.Config(app, log_config=None, access_log=False, ws="none", **options)
             )
-            served = asyncio.run_coroutine_threadsafe(server._serve([listener]), self._loop)
+            served = asyncio.run_coroutine_threadsafe(server.serve([listener]), self._loop)
             try:
                 yield f"http://127.0.0.1:{listener.getsockname()[1]}"
             finally:
