@@ -26,9 +26,10 @@ class ServerConfig:
     served_model_name: str | None = None
     """The name by which requests call the base; by default the model's own."""
 
-    policy: Literal["fcfs", "cluster", "fair", "slo"] = "fcfs"
+    policy: str = "fcfs"
     """Who goes first. fcfs: in order of arrival; cluster: few distinct adapters at a time; fair: tenants and adapters
-    get equal shares; slo: by the deadline of the first token, refusing early what cannot make it."""
+    get equal shares; slo: by the deadline of the first token, refusing early what cannot make it. Or one of your own:
+    package.module:Class."""
 
     policy_options: tuple[str, ...] = ()
     """Options of the policy, as name=value with commas between: max_distinct=16,max_overtaken=64."""
