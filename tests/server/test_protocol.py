@@ -229,6 +229,16 @@ def test_a_schema_may_be_deep_but_not_endless():
     assert "levels" in refusal(CompletionBody, nested(MAX_SCHEMA_DEPTH + 1)).message
 
 
+def test_integers_of_a_schema_have_64_bits():
+    def bounded(maximum: int) -> dict[str, Any]:
+        schema = {"properties": {"count": {"maximum": maximum}}}
+        return COMPLETION | {"response_format": {"type": "json_schema", "json_schema": {"schema": schema}}}
+
+    given = CompletionBody.model_validate(bounded(2**63 - 1)).sampling_params()
+    assert msgspec.msgpack.decode(msgspec.msgpack.encode(given)) == given
+    assert "64 bits" in refusal(CompletionBody, bounded(2**63)).message
+
+
 def test_messages_as_templates_take_them():
     parts = [{"type": "text", "text": "one"}, {"type": "text", "text": "two"}]
     assert Message.model_validate({"role": "developer", "content": parts}).rendered() == {

@@ -41,7 +41,7 @@ def described(
     schema = {"type": "string"} if answer is None else {"$ref": _REFERENCE.format(name=answer.__name__)}
     content: dict[str, Any] = {media_type: {"schema": schema}}
     if stream:
-        content["text/event-stream"] = {"schema": {"type": "string"}}
+        content["text/event-stream"] = {}  # has no one schema: each event is a JSON text
     error = {"application/json": {"schema": {"$ref": _REFERENCE.format(name=ErrorBody.__name__)}}}
     responses: dict[int | str, Any] = {
         status: {"description": meaning, "content": error} for status, meaning in ERRORS.items()

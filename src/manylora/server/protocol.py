@@ -52,10 +52,12 @@ class JsonSchema(Body):
 
     @field_validator("schema_")
     @classmethod
-    def _is_not_too_deep(cls, schema: dict[str, Any]) -> dict[str, Any]:
+    def _can_be_passed_on(cls, schema: dict[str, Any]) -> dict[str, Any]:
         level: list[Any] = [schema]
         for _ in range(MAX_SCHEMA_DEPTH):
             level = [child for parent in level for child in _children(parent)]
+            if any(isinstance(child, int) and not -(2**63) <= child < 2**63 for child in level):
+                raise ValueError("expected integers of 64 bits")
         if level:
             raise ValueError(f"expected at most {MAX_SCHEMA_DEPTH} levels of objects and lists")
         return schema
