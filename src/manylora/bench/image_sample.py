@@ -47,9 +47,7 @@ class RowSampler:
         self.base, self.batch = base, batch
         self._lora: Attached | None = None
         if library is not None:
-            self._lora = attach(
-                DiffusionModel(base), library, memory_bytes=ADAPTER_BYTES, name=base.path
-            )
+            self._lora = attach(DiffusionModel(base), library, memory_bytes=ADAPTER_BYTES, name=base.path)
 
     def __enter__(self) -> RowSampler:
         return self
