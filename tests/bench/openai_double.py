@@ -55,7 +55,9 @@ class Double:
         self.keys.append(request.headers.get("Authorization", ""))
         refusals = {"full": 429, "late": 503, "unknown": 404}
         if body["model"] in refusals:
-            error = {"error": {"message": f"refused: {body['model']}"}}
+            error = {"error": {"message": f"refused: {body['model']}", "code": None}}
+            if body["model"] == "unknown":  # of something between, say
+                return web.Response(text="<h1>refused: unknown</h1>", status=404)
             return web.json_response(error, status=refusals[body["model"]])
         self._under_way += 1
         self.most_at_a_time = max(self.most_at_a_time, self._under_way)

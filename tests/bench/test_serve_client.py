@@ -102,7 +102,7 @@ def test_latency_counts_from_the_planned_time(double):
     [
         ("full", 429, "refused: full", 0),
         ("late", 503, "refused: late", 0),
-        ("unknown", 404, "refused: unknown", 0),
+        ("unknown", 404, "<h1>refused: unknown</h1>", 0),
         ("broken", 200, "ClientPayloadError", 1),
         ("failing", 200, "the adapter is gone", 1),
         ("short", 200, "4 tokens came, 5 were asked for", 4),

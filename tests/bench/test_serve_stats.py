@@ -55,10 +55,10 @@ def test_misses_are_the_slow_the_refused_the_aborted_and_the_failed():
             outcome(0.1, 3.0, adapter=1),
             outcome(0.2, 6.0),  # not within 6 s
             outcome(0.3, None, status=429, error="full"),
-            outcome(0.4, None, status=503, error="late"),
+            outcome(0.4, None, status=503, error="1.5 s late"),
             outcome(0.5, 0.1, tokens=3, error="the adapter is gone"),  # in time, but broken off
             outcome(0.6, None, status=0, error="no answer"),
-            outcome(0.7, None, status=503, error="late"),
+            outcome(0.7, None, status=503, error="2 s late"),
         ),
         slo_s=6.0,
     )
@@ -70,7 +70,7 @@ def test_misses_are_the_slow_the_refused_the_aborted_and_the_failed():
     assert figures.tokens_per_s == pytest.approx(3.3)
     assert figures.ttft.mean_s == pytest.approx((1 + 3 + 6 + 0.1) / 4)
     assert figures.tpot.p50_s == pytest.approx(0.1)
-    assert figures.errors["503: late"] == 2
+    assert figures.errors["503: N s late"] == 2
     assert len(figures.errors) == 4
     assert figures.generator_us_per_token == pytest.approx(0.5e6 / 36)
     assert figures.generator_cores == pytest.approx(0.05)

@@ -111,7 +111,7 @@ class LoadGenerator:
                 if response.status == 200:
                     outcome.error = await self._read(response, outcome)
                 else:
-                    outcome.error = (await response.text())[:300]
+                    outcome.error = self._refusal(await response.read())
         except TimeoutError:
             outcome.error = f"not finished within {self._job.timeout_s:g} s"
         except (aiohttp.ClientError, msgspec.DecodeError) as error:
@@ -136,6 +136,14 @@ class LoadGenerator:
                 if event.usage is not None:
                     num_told = event.usage.completion_tokens
         return "the stream broke off"
+
+    def _refusal(self, body: bytes) -> str:
+        """The message of an error in OpenAI's shape, or the body as it is."""
+        try:
+            failure = self._decode(body).error
+        except msgspec.DecodeError:
+            failure = None
+        return (failure.message if failure else body.decode(errors="replace"))[:300]
 
     @staticmethod
     def _check_count(outcome: Outcome, num_told: int | None) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -213,5 +214,6 @@ def _errors(outcomes: Sequence[Outcome], most: int = 5) -> dict[str, int]:
     counts: defaultdict[str, int] = defaultdict(int)
     for outcome in outcomes:
         if not outcome.finished:
-            counts[f"{outcome.status}: {outcome.error}"] += 1
+            # Messages that differ in a number alone are one.
+            counts[f"{outcome.status}: " + re.sub(r"\d+(\.\d+)?", "N", outcome.error or "")] += 1
     return dict(sorted(counts.items(), key=lambda item: -item[1])[:most])
