@@ -295,7 +295,7 @@ def _slow_clients(world: World) -> Line:
         connection.close()
     return Line(
         "4 clients that read nothing of 32 answers each",
-        f"others: {others.count(200)} of {len(others)} answered; idle after {idle_s:.1f} s; {dict(ended)}",
+        f"others: {others.count(200)} of {len(others)} answered; idle after {idle_s:.1f} s; {dict(+ended)}",
         "all others; some cancelled; idle",
         others.count(200) == len(others) and ended["cancelled"] > 0 and idle_s < PATIENCE_S,
     )
