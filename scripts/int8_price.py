@@ -1,7 +1,7 @@
 """What eight-bit base products cost and bring: python scripts/int8_price.py [MODEL]
 
-Perplexity of the licence and the documents under the model in float32, in int8, and in int8 with one kind of product in float32;
-then seconds of all layers' products and of the output head, both ways, in turns.
+Perplexity of the licence and the documents under the model in float32, in int8, and in int8 with one kind of product in
+float32; then seconds of all layers' products and of the output head, both ways, in turns.
 """
 
 import math

@@ -393,6 +393,8 @@ def test_what_cannot_be_loaded_changes_nothing(case: str, root: Path) -> None:
             with pytest.raises(EngineError) as refused:
                 await client.load_adapter("alice", path)
             assert refused.value.kind == kind
+            assert (case == "no adapter") == ("broken.safetensors" in str(refused.value))
+            assert str(root.parent) not in str(refused.value), "where the roots lie is told to nobody"
             assert await client.adapter_info("alice") == before
 
     run(test(engine(source=names)))

@@ -72,7 +72,7 @@ def engine(
             **settings,
         }
     )
-    return Engine(_model(dtype), tiny_tokenizer(), source or library(), config, policy)
+    return Engine(_model(dtype), tiny_tokenizer(), library() if source is None else source, config, policy)
 
 
 @cache

@@ -83,6 +83,12 @@ class Library:
         self._lock = threading.Lock()  # held for dictionary look-ups only
         self._pointed: dict[str, _Target | None] = {}  # None: removed, though a root may hold it
 
+    @property
+    def folders(self) -> frozenset[str]:
+        """Absolute local folders below which files are opened, links resolved and not: messages name paths there."""
+        folders = {listing.source.folder for listing in self._listings}
+        return frozenset(folders | {os.path.realpath(folder) for folder in folders})
+
     def names(self) -> list[str]:
         """Return all names, sorted. The roots are listed at the first call and after `refresh`.
 

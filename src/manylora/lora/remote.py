@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -78,6 +79,10 @@ class RemoteSource:
         # What a name is put behind: for the file system, and in a URL. A root may be bare, as hf:// is.
         self._prefix = f"{root.rstrip('/')}/" if root.strip("/") else ""
         self._url_prefix = f"{self.label.rstrip('/')}/" if host else self.label
+
+    @property
+    def folder(self) -> str:
+        return os.path.abspath(self._cache.folder)
 
     def names(self) -> list[str]:
         """List the adapters below the root. A root that cannot be listed, such as hf://org, shows none."""

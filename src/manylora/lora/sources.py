@@ -47,6 +47,10 @@ class Source(Protocol):
     @property
     def kind(self) -> Literal["folder", "remote"]: ...
 
+    @property
+    def folder(self) -> str:
+        """The local folder below which its files are opened, absolute."""
+
     def names(self) -> list[str]:
         """List all adapters below the root, in any order. Opens no file."""
 
@@ -88,6 +92,10 @@ class LocalSource:
             raise ConfigError(f"adapter root {os.fspath(root)!r} is not a folder")
         self.label = os.fspath(root)
         self._root = os.path.abspath(root)
+
+    @property
+    def folder(self) -> str:
+        return self._root
 
     def names(self) -> list[str]:
         """List all adapters below the root. A linked folder is listed itself; what lies below it is not.

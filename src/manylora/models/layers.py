@@ -28,8 +28,9 @@ class BaseProduct(nn.Module):
       products of SmolLM2-135M it takes 0.87 of the time of "torch" at one row, 0.53 at 8, 0.66 at 32 and 0.79 at 128
       (one AVX-512 core), and a row's result is the same in a batch of any size, or for one row alone up to the
       order of a sum.
-    * "int8": integers with a scale per output, and per row of x and 32 inputs, in the native kernels (`kernels/native/int8.py`); on a
-      CPU, and only where asked for, since it rounds. A row's result has the same bits in any batch.
+    * "int8": integers with a scale per output, and one per row of x and 32 inputs, in the native kernels
+      (`kernels/native/int8.py`); on a CPU, and only where asked for, since it rounds. A row's result has the same bits
+      in any batch.
     * "torch": `torch.nn.functional.linear`, everywhere else.
     """
 

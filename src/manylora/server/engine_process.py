@@ -15,9 +15,12 @@ import sys
 import threading
 import time
 from collections import deque
+from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Any
+
+import msgspec
 
 from manylora.errors import ManyLoraError
 from manylora.lifecycle import RequestState
@@ -65,8 +68,14 @@ log = logging.getLogger("manylora.engine")
 class EngineProcess:
     """Runs one engine for one pipe."""
 
-    def __init__(self, engine: Engine, calls: AdapterCalls, channel: Channel[ToEngine]) -> None:
+    def __init__(
+        self, engine: Engine, calls: AdapterCalls, channel: Channel[ToEngine], folders: Iterable[str] = ()
+    ) -> None:
+        """folders: the library's; where they lie is not for clients to know."""
         self._engine = engine
+        self._folders = tuple(
+            sorted(folders, key=len, reverse=True)
+        )  # of one inside another, the longer first
         self._calls = calls
         self._channel = channel
         # Set whenever there is something that the main thread does not know of yet.
@@ -104,13 +113,40 @@ class EngineProcess:
             accepted=tuple(one for one in answers if isinstance(one, str)),
             refused=tuple(one for one in answers if isinstance(one, Refused)),
             replies=tuple(one for one in answers if isinstance(one, Reply)),
-            chunks=tuple(map(chunk_of, outputs)),
+            chunks=tuple(map(self._chunk_of, outputs)),
             stats=self._engine.stats() if has_stats else None,
         )
         try:
             self._channel.send(step)
         except ChannelClosed:
             self._is_closed = True
+
+    def _chunk_of(self, output: Output) -> Chunk:
+        """An output as it is sent."""
+        event, finish_reason, error = output.event, None, None
+        if event is not None and event.state is RequestState.FAILED:
+            assert event.error is not None
+            error = self._told(event.error, f"request {output.request_id}")
+        elif event is not None:
+            finish_reason = str(event.reason or event.state)
+        return Chunk(
+            request_id=output.request_id,
+            index=output.index,
+            text=output.text,
+            token_ids=output.token_ids,
+            logprobs=tuple(TokenLogprobs(one.sampled, one.top) for one in output.logprobs),
+            finish_reason=finish_reason,
+            error=error,
+            num_prompt_tokens=output.num_prompt_tokens,
+            num_cached_tokens=output.num_cached_tokens,
+        )
+
+    def _told(self, error: BaseException, what: str) -> ErrorInfo:
+        """What a client may know of an error: paths below the library's folders stand in it from there on."""
+        info = error_info(error, what)
+        for folder in self._folders:
+            info = msgspec.structs.replace(info, message=info.message.replace(f"{folder}/", ""))
+        return info
 
     # -- the reader's thread
 
@@ -158,7 +194,7 @@ class EngineProcess:
                 deadline_s=message.deadline_s,
             )
         except Exception as error:  # whatever it is, whoever asked gets an answer
-            self._answer(Refused(message.request_id, error_info(error, f"request {message.request_id}")))
+            self._answer(Refused(message.request_id, self._told(error, f"request {message.request_id}")))
         else:
             self._answer(message.request_id)
 
@@ -181,33 +217,12 @@ class EngineProcess:
         self._reply(message, None if error else done.result(), error)
 
     def _reply(self, message: Call, result: Any, error: BaseException | None) -> None:
-        info = None if error is None else error_info(error, f"call {message.method}")
+        info = None if error is None else self._told(error, f"call {message.method}")
         self._answer(Reply(message.call_id, result, info))
 
     def _answer(self, answer: str | Refused | Reply) -> None:
         self._answers.append(answer)
         self._wake.set()
-
-
-def chunk_of(output: Output) -> Chunk:
-    """An output as it is sent."""
-    event, finish_reason, error = output.event, None, None
-    if event is not None and event.state is RequestState.FAILED:
-        assert event.error is not None
-        error = error_info(event.error, f"request {output.request_id}")
-    elif event is not None:
-        finish_reason = str(event.reason or event.state)
-    return Chunk(
-        request_id=output.request_id,
-        index=output.index,
-        text=output.text,
-        token_ids=output.token_ids,
-        logprobs=tuple(TokenLogprobs(one.sampled, one.top) for one in output.logprobs),
-        finish_reason=finish_reason,
-        error=error,
-        num_prompt_tokens=output.num_prompt_tokens,
-        num_cached_tokens=output.num_cached_tokens,
-    )
 
 
 def error_info(error: BaseException, what: str) -> ErrorInfo:
@@ -247,7 +262,9 @@ def build(setup: EngineSetup, channel: Channel[ToEngine]) -> tuple[EngineProcess
         page_tokens=engine.layout.page_tokens,
     )
     ready = Ready(info, describe_tokenizer(tokenizer), engine.stats())
-    return EngineProcess(engine, AdapterCalls(engine, library, setup.adapters), channel), ready
+    return EngineProcess(
+        engine, AdapterCalls(engine, library, setup.adapters), channel, library.folders
+    ), ready
 
 
 def main() -> int:
