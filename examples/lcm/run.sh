@@ -1,0 +1,52 @@
+#!/usr/bin/env bash
+# Distils the icons base's acceleration into a LoRA and measures it: ./run.sh [STEP...], STEP one of
+#   sweep      the teacher's guidance: KID of its pictures at 32 steps, by scale; done before distilling
+#   distill    the LoRA
+#   full       all weights of the UNet instead, for comparison
+#   steps      few steps with and without the LoRA, beside samplers that need no training
+#   universal  the LoRA beside each style, and in a base fine-tuned on another set
+# Needs the base (../icons/run.sh); `universal` also the styles (../styles/run.sh, and that with `finetune`). Run it again
+# after an interruption: it goes on where it was.
+set -euo pipefail
+root=$(cd "$(dirname "$0")/../.." && pwd)
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-2}
+python=${PYTHON:-python}
+
+guidance=${GUIDANCE:-2.5} # the sweep's choice
+styles=${STYLES:-paper-cut,pixel-art,line-drawing,neon,stained-glass,fluent-emoji-high-contrast,fluent-emoji}
+cd "${MANYLORA_ICONS_CACHE:-$HOME/.cache/manylora}" # so that what is noted of a run names no place of this machine
+
+distill() {
+    "$python" -m manylora distill runs/icons/pipeline --base-name manylora-icons --data icons/data/train \
+        --guidance "$guidance" --num-steps 2000 --batch 32 --rank 16 --learning-rate 3e-4 --ema-decay 0.95 \
+        --seed 0 --runs-dir runs/icons/lora-runs "$@"
+}
+
+bench() {
+    "$python" -m manylora bench image --base runs/icons/pipeline --judge runs/icons/judge/judge --data icons/data/held_out \
+        --guidance "$guidance" --loras runs/icons/loras --cache runs/icons/bench --record "$@"
+}
+
+[ $# -gt 0 ] || set -- sweep distill steps
+for step in "$@"; do
+    case $step in
+        sweep) bench --table sweep --num-prompts 128 ;;
+        distill) distill --out runs/icons/loras/lcm ;;
+        full) distill --full --out runs/icons/pipeline-lcm ;;
+        steps)
+            full=()
+            [ ! -d runs/icons/pipeline-lcm ] || full=(--full runs/icons/pipeline-lcm)
+            bench --table steps --train-data icons/data/train "${full[@]}"
+            ;;
+        universal)
+            names=${styles//,/ }
+            PYTHONPATH=$root/examples "$python" -m icons.judge --styles $names
+            bench --table universal --style-judge runs/icons/style-judge/judge --styles "$styles" \
+                --finetuned runs/icons/pipeline-finetuned --finetuned-look fluent-emoji
+            ;;
+        *)
+            echo "unknown step '$step'; known: sweep distill full steps universal" >&2
+            exit 1
+            ;;
+    esac
+done
