@@ -12,12 +12,14 @@ COPY src src
 RUN /venv/bin/pip install --no-cache-dir ".[server,remote]"
 
 FROM python:3.11-slim
+# The native kernels need OpenMP's library, which came along with g++ in the first stage and is no part of this one.
+RUN apt-get update && apt-get install -y --no-install-recommends libgomp1 && rm -rf /var/lib/apt/lists/*
 RUN useradd --create-home --uid 1000 manylora
 COPY --from=build /venv /venv
 USER manylora
 ENV PATH=/venv/bin:$PATH PYTHONUNBUFFERED=1
 EXPOSE 8000
-# The model may take minutes to load; until then nobody listens.
+# The model may take minutes to load; until then nobody listens. With another --port, give another check.
 HEALTHCHECK --start-period=10m --interval=15s --timeout=5s \
     CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/health', timeout=4)"]
 # SIGTERM drains; `docker stop` waits 10 s unless told: --stop-timeout 40.
