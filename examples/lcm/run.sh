@@ -9,12 +9,21 @@
 # after an interruption: it goes on where it was.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/../.." && pwd)
+
+# Threads that wait for each other sleep instead of spinning: other work on the machine, and this, would pay for it.
+export OMP_WAIT_POLICY=PASSIVE
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-2}
 python=${PYTHON:-python}
 
 guidance=${GUIDANCE:-2.5} # the sweep's choice
 styles=${STYLES:-paper-cut,pixel-art,line-drawing,neon,stained-glass,fluent-emoji-high-contrast,fluent-emoji}
 cd "${MANYLORA_ICONS_CACHE:-$HOME/.cache/manylora}" # so that what is noted of a run names no place of this machine
+
+[ -f runs/icons/pipeline/model_index.json ] || {
+    echo "no base at runs/icons/pipeline in $PWD: run examples/icons/run.sh" >&2
+    exit 1
+}
+mkdir -p runs/icons/loras # the sweep comes before any LoRA
 
 distill() {
     "$python" -m manylora distill runs/icons/pipeline --base-name manylora-icons --data icons/data/train \
