@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import threading
 import time
 from collections.abc import Callable
@@ -335,6 +336,9 @@ def root(tmp_path: Path) -> Path:
     save_peft(tiny_adapter(CONFIG, seed=9), tmp_path / "outside")
     save_peft(tiny_adapter(tiny_config(hidden_size=32), seed=3), tmp_path / "root" / "other-model")
     (tmp_path / "root" / "broken.safetensors").write_bytes(b"not a safetensors file")
+    shutil.copytree(tmp_path / "root" / "alice", tmp_path / "root" / "no-unicode")
+    config = tmp_path / "root" / "no-unicode" / "adapter_config.json"
+    config.write_text(config.read_text().replace("{", '{"\\ud800": 1,', 1))
     return tmp_path / "root"
 
 
@@ -359,7 +363,14 @@ def test_a_name_is_loaded_pinned_pointed_anew_and_unloaded(root: Path) -> None:
             ]
             await client.unpin("new")
             await until(lambda: not any(one.is_pinned for one in one.residency()))
-            assert await client.names() == ["alice", "broken", "new", "other-model", "team/bob"]
+            assert await client.names() == [
+                "alice",
+                "broken",
+                "new",
+                "no-unicode",
+                "other-model",
+                "team/bob",
+            ]
             freed = await client.unload_adapter("alice")
             assert freed > 0
             assert "alice" not in await client.names()
@@ -378,6 +389,7 @@ BAD_PATHS = {
     "nothing there": ("carol", "AdapterNotFoundError"),
     "no adapter": ("broken", "AdapterFormatError"),
     "another model's": ("other-model", "AdapterMismatchError"),
+    "a lone surrogate": ("no-unicode", "AdapterFormatError"),
 }
 
 

@@ -584,3 +584,12 @@ def test_a_head_that_does_not_come_is_not_waited_for(running, api):
             assert time.monotonic() - begun < 15
             with suppress(ConnectionError):
                 assert connection.recv(100) == b""
+        # Nor is the rest of a body whose request has been answered.
+        with socket.create_connection((host, int(port)), timeout=20) as connection:
+            connection.sendall(head(100).replace(b"/v1/completions", b"/v1/nowhere") + b"{")
+            assert b" 404 " in connection.recv(4096)
+            with suppress(OSError):
+                connection.sendall(b" ")  # stops uvicorn's own clock
+            with suppress(ConnectionError):
+                while connection.recv(4096):
+                    pass

@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from manylora.errors import ConfigError
-from manylora.server.tenants import KEY_VARIABLE, Tenants
+from manylora.server.tenants import KEY_VARIABLE, Tenant, Tenants
 
 ACME, OPS = "sk-acme-1", "sk-ops-2"
 ENTRIES: list[dict[str, Any]] = [
@@ -60,6 +60,14 @@ def test_a_key_of_the_environment_may_everything():
     assert admin.is_admin
     assert admin.sees("x")
     assert tenants.of("another") is None
+
+
+def test_no_key_is_nobodys_even_where_an_entry_holds_its_digest():
+    """As an operator gets it who hashes a variable that is not set."""
+    tenants = Tenants([(hashlib.sha256(b"").digest(), Tenant("careless"))])
+    assert tenants.are_asked_for
+    assert tenants.of("") is None
+    assert tenants.of(None) is None
 
 
 def test_without_keys_everybody_may():

@@ -105,7 +105,8 @@ class AdapterPages:
         """
         packed = adapter.packed
         plan = self._plan(packed.table)
-        image = torch.zeros(plan.num_pages * self.page_bytes, dtype=torch.uint8)
+        # numpy's zeros, on this thread alone; see `write`.
+        image = torch.from_numpy(np.zeros(plan.num_pages * self.page_bytes, np.uint8))
         place_rows(packed.buffer, image, plan.rows)
         return AdapterImage(
             adapter.identity,

@@ -15,6 +15,9 @@ MAX_SAMPLES = 128
 MAX_LOGPROBS = 20
 """Most alternatives of a token whose log-probabilities are told."""
 
+MAX_NAME = 64
+"""Characters of an unknown field's name that are compared with the known ones."""
+
 MAX_SCHEMA_DEPTH = 64
 """Most objects and lists, one within the other, of a JSON schema."""
 
@@ -40,7 +43,7 @@ class Body(BaseModel):
         known = [field.alias or name for name, field in cls.model_fields.items()]
         for name in values if isinstance(values, dict) else ():
             if name not in known:
-                near = get_close_matches(str(name), known)
+                near = get_close_matches(str(name)[:MAX_NAME], known)
                 hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
                 raise PydanticCustomError(
                     "unknown_field", "unknown field{hint}", {"field": name, "hint": hint}

@@ -11,6 +11,9 @@ from manylora.server.unsupported import UNSUPPORTED, UNSUPPORTED_IN_MESSAGES
 MAX_SHOWN = 100
 """Characters of a wrong value that a message repeats."""
 
+MAX_LOOKED_AT = 100
+"""Errors that are looked at: a list of a million wrong items has as many."""
+
 _Path = list[str | int]
 
 
@@ -21,6 +24,7 @@ def invalid(errors: Sequence[Any], body: Any) -> ApiError:
         errors: pydantic's, at least one.
         body: what came.
     """
+    errors = errors[:MAX_LOOKED_AT]
     paths = [_path(error, body) for error in errors]
     path = paths[0]
     # A field that may have several types has an error for each: about itself, or about what it holds.

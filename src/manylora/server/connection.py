@@ -27,7 +27,8 @@ class TimedConnection(H11Protocol):
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
-        if self.conn.their_state is h11.IDLE:  # neither a head nor a body: a part of a head
+        # Neither a head nor a body, so a part of a head; or the rest of a body whose request has its answer already.
+        if self.conn.their_state is h11.IDLE or (self.cycle is not None and self.cycle.response_complete):
             self._start()
         else:
             self._stop()

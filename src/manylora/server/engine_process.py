@@ -228,7 +228,9 @@ class EngineProcess:
 def error_info(error: BaseException, what: str) -> ErrorInfo:
     """What a client may know of an error; one that was not raised on purpose goes to the log instead."""
     if isinstance(error, ManyLoraError):
-        return ErrorInfo(type(error).__name__, str(error), getattr(error, "retry_after_s", None))
+        # A file that an error quotes may hold lone surrogates, which no frame takes.
+        told = str(error).encode("utf-8", "backslashreplace").decode()
+        return ErrorInfo(type(error).__name__, told, getattr(error, "retry_after_s", None))
     log.error("%s: %s", what, error, exc_info=error)
     return ErrorInfo(type(error).__name__, "an error inside the engine; its log has the cause")
 

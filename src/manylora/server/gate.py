@@ -63,9 +63,7 @@ class Gate:
             else:
                 context.tenant = tenant
                 await self._app(scope, receive, send_with_id)
-        except (
-            TimeoutError
-        ):  # only sending is timed here; the connection is closed, for its answer has no end
+        except _UnreadError:  # the connection is closed, for its answer has no end
             context.fields["error"] = "the client left its answer unread"
         except Exception as error:
             context.fields["error"] = f"{type(error).__name__}: {error}"

@@ -89,7 +89,10 @@ class Generation:
             stack.callback(watch.cancel)
             if self._timeout_s is not None:
                 error = ApiError(
-                    408, f"the request was not done within {self._timeout_s:g} s", code="timeout"
+                    408,
+                    f"the request was not done within {self._timeout_s:g} s",
+                    code="timeout",
+                    headers={"X-Should-Retry": "false"},  # OpenAI's clients repeat a 408 unless told not to
                 )
                 timer = asyncio.get_running_loop().call_later(self._timeout_s, self._end, error)
                 stack.callback(timer.cancel)

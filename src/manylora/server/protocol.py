@@ -29,6 +29,9 @@ from manylora.server.body import (
 )
 from manylora.server.unsupported import UnsupportedOfChat, UnsupportedOfCompletions, UnsupportedOfMessages
 
+TokenIds = Annotated[list[TokenId], Field(min_length=1, fail_fast=True)]
+"""Of a million wrong items, the first says it all."""
+
 
 class LoraTerm(Body):
     """One adapter of a mixture."""
@@ -172,10 +175,8 @@ class CompletionBody(Sampling, UnsupportedOfCompletions):
     prompt: (
         Text
         | Annotated[list[Text], Field(min_length=1, max_length=MAX_SAMPLES)]
-        | Annotated[list[TokenId], Field(min_length=1)]
-        | Annotated[
-            list[Annotated[list[TokenId], Field(min_length=1)]], Field(max_length=MAX_SAMPLES, min_length=1)
-        ]
+        | TokenIds
+        | Annotated[list[TokenIds], Field(max_length=MAX_SAMPLES, min_length=1)]
     )
     max_tokens: Count | None = 16
     """As OpenAI has it. null: until the model stops or its context is full."""
@@ -289,7 +290,7 @@ class DetokenizeBody(Body):
     """POST /detokenize"""
 
     model: NonEmpty | None = None
-    tokens: list[TokenId]
+    tokens: Annotated[list[TokenId], Field(fail_fast=True)]
 
 
 class AdapterName(Body):

@@ -83,7 +83,9 @@ class Tenants:
         """Return whom a key stands for; None: nobody. The time does not tell how much of a key is right, or which."""
         if not self._keys:
             return EVERYBODY
-        digest, found = _digest(key or ""), None
+        if not key:  # whose digest an entry may hold by mistake
+            return None
+        digest, found = _digest(key), None
         for known, tenant in self._keys:  # all of them, wherever the right one stands
             if hmac.compare_digest(digest, known):
                 found = tenant

@@ -150,6 +150,7 @@ class Engine:
         request = self._intake.request(
             prompt, params or SamplingParams(), mixture, request_id, tenant=tenant, deadline_s=deadline_s
         )
+        self._check_queue(request.params.n)  # before anything is made for the samples
         form = request.params.response_format
         guide = None if form is None else self._guides.start(form)
         live = [self._begin(request, index, guide) for index in range(request.params.n)]
@@ -348,13 +349,14 @@ class Engine:
 
     def _take_in(self) -> list[Output]:
         """Take in what other threads brought since the last step: requests, cancellations, adapters."""
+        # First: whoever is cancelled by now has been submitted before.
+        cancelled = [self._cancelled.popleft() for _ in range(len(self._cancelled))]
         while self._submitted:
             live = self._submitted.popleft()
             self._live[live.key] = live
             self._scheduler.add(live.sequence)
         outputs = []
-        while self._cancelled:
-            request_id = self._cancelled.popleft()
+        for request_id in cancelled:
             for live in [live for key, live in self._live.items() if key[0] == request_id]:
                 outputs.append(self._take_out(live, live.end(live.sequence.lifecycle.cancel())))
         failures = self._loader.poll()

@@ -1,6 +1,7 @@
 """Cuts a stream of text where a stop string comes. Knows text only, no tokens."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 
 class StopStrings:
@@ -59,10 +60,7 @@ class _GrowingPrefix:
         self.string = string
         self.length = 0
         """The longest beginning of the string, not all of it, that the text ends with."""
-        # _shorter[n]: the longest beginning of the string that its first n characters end with, besides themselves.
-        self._shorter = [0, 0]
-        for character in string[1:]:
-            self._shorter.append(self._extended(self._shorter[-1], character))
+        self._shorter = _borders(string)
 
     def grow(self, character: str) -> bool:
         """Take the text's next character; return whether it completes the string."""
@@ -73,6 +71,19 @@ class _GrowingPrefix:
         return is_complete
 
     def _extended(self, length: int, character: str) -> int:
-        while length and self.string[length] != character:
-            length = self._shorter[length]
-        return length + (self.string[length] == character)
+        return _extended(self.string, self._shorter, length, character)
+
+
+@lru_cache(maxsize=1024)  # the samples of a request share it
+def _borders(string: str) -> Sequence[int]:
+    """[n]: the longest beginning of the string that its first n characters end with, besides themselves."""
+    shorter = [0, 0]
+    for character in string[1:]:
+        shorter.append(_extended(string, shorter, shorter[-1], character))
+    return shorter
+
+
+def _extended(string: str, shorter: Sequence[int], length: int, character: str) -> int:
+    while length and string[length] != character:
+        length = shorter[length]
+    return length + (string[length] == character)
