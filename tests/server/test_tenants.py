@@ -98,6 +98,7 @@ def test_nothing_that_is_kept_holds_a_key(tmp_path):
         ([{"key": "sk-secret", "tenant": "a", "adapters": "x*"}], "of type list"),
         ([{"key": "sk-secret", "tenant": "a", "adapters": [1]}], "patterns"),
         ([{"key": "sk-secret", "tenant": "a", "admin": "yes"}], "of type bool"),
+        ([{"key": "sk-secret", "tenant": "a", "adapters": ["x/*"], "admin": True}], "sees every adapter"),
         ([ENTRIES[0], ENTRIES[0]], "twice"),
     ],
 )

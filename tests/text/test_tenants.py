@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from manylora.errors import ConfigError, OverloadedError, RequestError
+from manylora.errors import CapacityError, ConfigError, OverloadedError, RequestError
 from manylora.lifecycle import RequestState
 from manylora.lora.adapter import AdapterId
 from manylora.text import Engine, EngineConfig, Output, SamplingParams, make_policy
@@ -101,6 +101,8 @@ def test_a_full_queue_refuses_and_says_when_to_come_again() -> None:
         served.submit(PROMPT, GREEDY, request_id="refused")
         with pytest.raises(OverloadedError):
             served.submit(PROMPT, SamplingParams(n=3, max_tokens=4))
+        with pytest.raises(CapacityError, match="4 samples are more than the 3 that may wait"):
+            served.submit(PROMPT, SamplingParams(n=4, max_tokens=4))
     with pytest.raises(ConfigError, match="max_waiting must be at least 1 or none"):
         EngineConfig(max_waiting=0)
 

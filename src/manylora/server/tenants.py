@@ -128,6 +128,10 @@ def _entry(entry: Any, where: str) -> tuple[bytes, Tenant]:
     if not all(isinstance(pattern, str) for pattern in patterns):
         raise ConfigError(f"{where}: adapters must be patterns like 'acme/*'")
     tenant = Tenant(entry["tenant"], tuple(patterns), entry.get("admin", False))
+    if tenant.is_admin and "*" not in patterns:  # what it loads, points and evicts is everybody's
+        raise ConfigError(
+            f'{where}: an administrator sees every adapter; give "adapters": ["*"], or no "admin"'
+        )
     if "key" in entry:
         if not entry["key"]:
             raise ConfigError(f"{where}: the key is empty")

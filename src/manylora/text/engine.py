@@ -19,7 +19,7 @@ from threading import Lock
 from types import TracebackType
 from typing import Any
 
-from manylora.errors import ConfigError, ManyLoraError, OverloadedError, RequestError
+from manylora.errors import CapacityError, ConfigError, ManyLoraError, OverloadedError, RequestError
 from manylora.kernels import KvLayout
 from manylora.lora.adapter import AdapterId
 from manylora.lora.fit import check_fits
@@ -144,7 +144,7 @@ class Engine:
         Raises:
             RequestError: an empty prompt, one longer than the context, a mixture or option that makes no sense.
             AdapterNotFoundError: a name that the library does not hold.
-            CapacityError: more tokens, or larger adapters, than the whole pool can hold.
+            CapacityError: more tokens, or larger adapters, than the whole pool can hold; more samples than may wait.
             OverloadedError: as many sequences wait as `EngineConfig.max_waiting` allows.
         """
         request = self._intake.request(
@@ -326,8 +326,10 @@ class Engine:
         return len(self._scheduler.waiting) + len(self._submitted)
 
     def _check_queue(self, num_new: int) -> None:
-        """Raise OverloadedError if so many more would be too many."""
+        """Raise OverloadedError if so many more would be too many, CapacityError if they always were."""
         num_waiting, most = self._num_waiting, self.config.max_waiting
+        if most is not None and num_new > most:
+            raise CapacityError(f"{num_new} samples are more than the {most} that may wait (max_waiting)")
         if most is not None and num_waiting + num_new > most:
             # What those who wait will take, at the pace so far.
             seconds_each = self._step_seconds / max(1, self._num_ended)
