@@ -12,6 +12,7 @@ from starlette.responses import Response
 from manylora.server.api_errors import ApiError, from_engine
 from manylora.server.engine_client import EngineError
 from manylora.server.http_body import BodyRoute
+from manylora.server.json_response import json_response
 from manylora.server.openapi import described
 from manylora.server.protocol import AdapterName, LoadAdapterBody
 from manylora.server.service import Context, Service, context_of, require_admin
@@ -71,15 +72,15 @@ def router(service: Service) -> APIRouter:
         context = context_of(request)
         names = await _asked(client.names(), context)
         seen = [name for name in names if context.tenant.sees(name)]
-        return _json(ModelList([_model(service), *(_model(service, name) for name in seen)]))
+        return json_response(ModelList([_model(service), *(_model(service, name) for name in seen)]))
 
     @routes.get("/v1/models/{model:path}", **described(Model))
     async def get_model(request: Request, model: str) -> Response:
         """Return the base or an adapter."""
         if model == service.base:
-            return _json(_model(service))
+            return json_response(_model(service))
         await service.adapter(model, context_of(request))
-        return _json(_model(service, model))
+        return json_response(_model(service, model))
 
     @routes.post("/v1/load_lora_adapter", dependencies=admin, **described(AdapterState))
     async def load_lora_adapter(request: Request, body: Annotated[LoadAdapterBody, Body()]) -> Response:
@@ -96,7 +97,7 @@ def router(service: Service) -> APIRouter:
     async def unload_lora_adapter(request: Request, body: Annotated[AdapterName, Body()]) -> Response:
         """Forget a name. Requests under way end first; then the adapter's bytes are free. Files stay."""
         await _asked(client.unload_adapter(body.lora_name), context_of(request))
-        return _json(AdapterDeleted(body.lora_name))
+        return json_response(AdapterDeleted(body.lora_name))
 
     @routes.post("/v1/pin_lora_adapter", dependencies=admin, **described(AdapterState))
     async def pin_lora_adapter(request: Request, body: Annotated[AdapterName, Body()]) -> Response:
@@ -119,7 +120,7 @@ def _model(service: Service, adapter: str | None = None) -> Model:
 
 
 def _state(info: dict[str, Any]) -> Response:
-    return _json(AdapterState(info["name"], info["resident"], info["pinned"], info["num_bytes"]))
+    return json_response(AdapterState(info["name"], info["resident"], info["pinned"], info["num_bytes"]))
 
 
 async def _asked(answer: Awaitable[T], context: Context) -> T:
@@ -131,7 +132,3 @@ async def _asked(answer: Awaitable[T], context: Context) -> T:
         if error.kind == "AdapterNotFoundError":
             raise ApiError(404, str(error), param="lora_name", code="model_not_found") from None
         raise from_engine(error.info, began=False, request_id=context.request_id) from None
-
-
-def _json(answer: msgspec.Struct) -> Response:
-    return Response(msgspec.json.encode(answer), media_type="application/json")

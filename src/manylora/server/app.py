@@ -16,6 +16,7 @@ from manylora.server.body_errors import invalid
 from manylora.server.config import ServerConfig
 from manylora.server.engine_client import EngineClient
 from manylora.server.gate import Gate
+from manylora.server.json_response import json_response
 from manylora.server.metrics import CONTENT_TYPE, Metrics
 from manylora.server.prompts import Prompts
 from manylora.server.service import Service, require_admin
@@ -91,7 +92,7 @@ def _add_operations(app: FastAPI, service: Service) -> None:
         """Whether the engine lives. A server that does not should be started anew."""
         if not client.is_alive:
             raise ApiError(503, "the engine process has ended")
-        return _json(Status("ok"))
+        return json_response(Status("ok"))
 
     @app.get("/ready", **openapi.described(Status))
     async def ready() -> Response:
@@ -100,12 +101,12 @@ def _add_operations(app: FastAPI, service: Service) -> None:
             raise ApiError(
                 503, "the server is draining" if client.is_alive else "the engine process has ended"
             )
-        return _json(Status("ok"))
+        return json_response(Status("ok"))
 
     @app.get("/version", **openapi.described(Version))
     async def version() -> Response:
         """manylora's version."""
-        return _json(Version(__version__))
+        return json_response(Version(__version__))
 
     @app.get(
         "/metrics",
@@ -133,7 +134,3 @@ async def _http_error(request: Request, error: Exception) -> Response:
 async def _invalid(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     return invalid(error.errors(), error.body).response()
-
-
-def _json(answer: msgspec.Struct) -> Response:
-    return Response(msgspec.json.encode(answer), media_type="application/json")

@@ -251,9 +251,8 @@ class EngineClient:
 
     def _accept(self, request_id: str) -> None:
         accepted = self._accepting.pop(request_id, None)
-        if (
-            accepted is not None and not accepted.done()
-        ):  # done: who asked is gone, and it is being cancelled
+        # If it is done, who asked is gone, and it is being cancelled.
+        if accepted is not None and not accepted.done():
             accepted.set_result(None)
 
     def _forget(self, request_id: str) -> None:

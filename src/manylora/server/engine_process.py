@@ -73,9 +73,8 @@ class EngineProcess:
     ) -> None:
         """folders: the library's; where they lie is not for clients to know."""
         self._engine = engine
-        self._folders = tuple(
-            sorted(folders, key=len, reverse=True)
-        )  # of one inside another, the longer first
+        # The longer first, should one lie inside another.
+        self._folders = tuple(sorted(folders, key=len, reverse=True))
         self._calls = calls
         self._channel = channel
         # Set whenever there is something that the main thread does not know of yet.

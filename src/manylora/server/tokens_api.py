@@ -10,6 +10,7 @@ from msgspec import UNSET, UnsetType
 from starlette.responses import Response
 
 from manylora.server.http_body import BodyRoute
+from manylora.server.json_response import json_response
 from manylora.server.openapi import described
 from manylora.server.protocol import DetokenizeBody, TokenizeBody, TokenizeText
 from manylora.server.service import Service, context_of
@@ -40,13 +41,13 @@ def router(service: Service) -> APIRouter:
         else:
             tokens = await service.prompts.of_chat(body)
         strings = await service.prompts.token_strings(tokens) if body.return_token_strs else UNSET
-        return _json(Tokens(len(tokens), service.client.model.max_position, tokens, strings))
+        return json_response(Tokens(len(tokens), service.client.model.max_position, tokens, strings))
 
     @routes.post("/detokenize", **described(Detokenized))
     async def detokenize(request: Request, body: Annotated[DetokenizeBody, Body()]) -> Response:
         """Return the text of tokens, special ones included."""
         await _check_model(service, request, body.model)
-        return _json(Detokenized(await service.prompts.text_of(body.tokens)))
+        return json_response(Detokenized(await service.prompts.text_of(body.tokens)))
 
     return routes
 
@@ -57,7 +58,3 @@ async def _check_model(service: Service, request: Request, model: str | None) ->
         context = context_of(request)
         for name, _ in service.mixture(context.tenant, model, None):
             await service.adapter(name, context)
-
-
-def _json(answer: msgspec.Struct) -> Response:
-    return Response(msgspec.json.encode(answer), media_type="application/json")
