@@ -7,11 +7,12 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Hashable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from manylora.errors import AdapterFormatError
 from manylora.lora.peft_keys import refuse_keys
+from manylora.lora.site_patterns import SitePatterns
 
 Value = TypeVar("Value")
 
@@ -36,6 +37,9 @@ class PeftConfig:
     layers_pattern: tuple[str, ...]
     base_model: str | None
 
+    patterns: SitePatterns = field(compare=False, repr=False)
+    """The regular expressions among these."""
+
     @property
     def key(self) -> Hashable:
         """Equal for configs that give every site the same: PEFT writes its lists of modules in any order."""
@@ -51,10 +55,10 @@ class PeftConfig:
         )
 
     def rank(self, site: str) -> int:
-        return _look_up(self.rank_pattern, site, self.r)
+        return self._look_up(self.rank_pattern, site, self.r)
 
     def scaling(self, site: str) -> float:
-        alpha = _look_up(self.alpha_pattern, site, self.lora_alpha)
+        alpha = self._look_up(self.alpha_pattern, site, self.lora_alpha)
         return scaling_of(alpha, self.rank(site), self.use_rslora)
 
     def why_not(self, site: str) -> str | None:
@@ -62,11 +66,11 @@ class PeftConfig:
 
         Source: `check_target_module_exists` in PEFT's tuners_utils.py.
         """
-        if self.exclude_modules and _names(self.exclude_modules, site):
+        if self.exclude_modules and self._names(self.exclude_modules, site):
             return f"exclude_modules {_show(self.exclude_modules)} names it"
         if self.target_modules is None:
             return None
-        if not _names(self.target_modules, site):
+        if not self._names(self.target_modules, site):
             return f"target_modules {_show(self.target_modules)} does not name it"
         # PEFT does not ask for the layer of a site that target_modules gives in full.
         if self.layers_to_transform and site not in self.target_modules:
@@ -80,11 +84,31 @@ class PeftConfig:
 
     def _layer(self, site: str) -> int | None:
         """The first number in the path that follows a module list, as PEFT counts layers."""
-        for module_list in [rf"(?:^|.*?\.){name}" for name in self.layers_pattern] or [r".*?\.[^.]*"]:
-            match = re.match(rf"{module_list}\.(?P<layer>\d+)\.", site)
+        if not self.layers_pattern:
+            match = re.match(r".*?\.[^.]*\.(?P<layer>\d+)\.", site)
+            return int(match["layer"]) if match else None
+        for name in self.layers_pattern:
+            match = self.patterns.match(_LAYER_OF.format(name), site)
             if match:
                 return int(match["layer"])
         return None
+
+    def _look_up(self, pattern: Mapping[str, Value], site: str, default: Value) -> Value:
+        """The value of the first key that matches the site or its end after a dot: PEFT's `get_pattern_key`."""
+        for key, value in pattern.items():
+            if self.patterns.match(_END.format(key), site):
+                return value
+        return pattern.get(site, default)
+
+    def _names(self, modules: str | tuple[str, ...], site: str) -> bool:
+        if isinstance(modules, str):
+            return self.patterns.match(modules, site, whole=True) is not None
+        return site in modules or any(site.endswith(f".{name}") for name in modules)
+
+
+# How PEFT builds a text of the file into what it matches.
+_END = r"(.*\.)?({})$"
+_LAYER_OF = r"(?:^|.*?\.){}\.(?P<layer>\d+)\."
 
 
 def scaling_of(alpha: float, rank: int, use_rslora: bool) -> float:
@@ -99,7 +123,7 @@ def parse_config(values: Mapping[str, Any], source: str) -> PeftConfig:
         AdapterFormatError: naming the key, what it holds and what was expected.
     """
     refuse_keys(values, source)
-    read = _Reader(values, source)
+    read = _Reader(values, source, SitePatterns(source))
     targets = read.modules("target_modules")
     config = PeftConfig(
         r=read.rank(values.get("r"), "r"),
@@ -111,7 +135,8 @@ def parse_config(values: Mapping[str, Any], source: str) -> PeftConfig:
         target_modules=None if isinstance(targets, str) and targets.lower() == "all-linear" else targets,
         exclude_modules=read.modules("exclude_modules") or (),
         layers_to_transform=read.layers("layers_to_transform"),
-        layers_pattern=read.names("layers_pattern"),
+        layers_pattern=read.regexes("layers_pattern"),
+        patterns=read.patterns,
         base_model=values.get("base_model_name_or_path"),
     )
     if isinstance(targets, str) and config.layers_to_transform:
@@ -127,6 +152,7 @@ class _Reader:
 
     values: Mapping[str, Any]
     source: str
+    patterns: SitePatterns
 
     def rank(self, value: object, key: str) -> int:
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
@@ -142,12 +168,15 @@ class _Reader:
         value = self.values.get(key) or {}
         if not isinstance(value, dict):
             raise AdapterFormatError(f"{self.source}: {key} must map names to numbers, got {value!r}")
-        return {self._regex(name, key): read(number, f"{key}[{name!r}]") for name, number in value.items()}
+        for name in value:
+            self.patterns.add(_END.format(name), key, name)
+        return {name: read(number, f"{key}[{name!r}]") for name, number in value.items()}
 
     def modules(self, key: str) -> str | tuple[str, ...] | None:
         value = self.values.get(key)
         if isinstance(value, str):
-            return self._regex(value, key)
+            self.patterns.add(value, key, value)
+            return value
         return None if value is None else self.names(key)
 
     def layers(self, key: str) -> tuple[int, ...]:
@@ -166,27 +195,11 @@ class _Reader:
             )
         return tuple(names)
 
-    def _regex(self, text: str, key: str) -> str:
-        try:
-            re.compile(text)
-        except re.error as error:
-            message = f"{self.source}: {key}: {text!r} is no regular expression: {error}"
-            raise AdapterFormatError(message) from None
-        return text
-
-
-def _look_up(pattern: Mapping[str, Value], site: str, default: Value) -> Value:
-    """The value of the first key that matches the site or its end after a dot: PEFT's `get_pattern_key`."""
-    for key, value in pattern.items():
-        if re.match(rf"(.*\.)?({key})$", site):
-            return value
-    return pattern.get(site, default)
-
-
-def _names(modules: str | tuple[str, ...], site: str) -> bool:
-    if isinstance(modules, str):
-        return re.fullmatch(modules, site) is not None
-    return site in modules or any(site.endswith(f".{name}") for name in modules)
+    def regexes(self, key: str) -> tuple[str, ...]:
+        names = self.names(key)
+        for name in names:
+            self.patterns.add(_LAYER_OF.format(name), key, name)
+        return names
 
 
 def _show(modules: str | tuple[str, ...]) -> str:
