@@ -14,7 +14,7 @@ help:
 	@echo "make check      ruff and mypy"
 	@echo "make bench      time the text engine beside transformers and PEFT (20 minutes; needs an idle machine)"
 	@echo "make show-core  show that the core keeps its promises: a line for each, with figure and bound"
-	@echo "make icons      draw the icons and train the small text-to-image base model (2.5 hours; resumes)"
+	@echo "make icons      draw the icons and train the small text-to-image base model (an hour; resumes)"
 	@echo "make styles     draw the styles and train a LoRA on each, once the base is there"
 	@echo "make show-lcm   show that few-step pictures keep their promises"
 	@echo "make show-server  show that the server keeps its promises (long parts read kept records)"

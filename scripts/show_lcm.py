@@ -7,7 +7,7 @@ import sys
 
 from points import show
 
-PARTS = ("oracles", "mutations", "steps", "universal", "cost", "bad_input", "formats")
+PARTS = ("oracles", "mutations", "gate", "steps", "universal", "cost", "bad_input", "formats")
 
 if __name__ == "__main__":
     sys.exit(show("lcm_points", PARTS))

@@ -15,7 +15,7 @@ from transformers import CLIPTokenizer
 from icons.vocabulary import SUBJECTS
 
 MAX_TOKENS = 16
-"""Positions of the text encoder; the longest caption takes 11."""
+"""Positions of the text encoder; the longest caption takes 6."""
 
 _BOS, _EOS = "<|startoftext|>", "<|endoftext|>"
 
@@ -25,7 +25,7 @@ def make_tokenizer() -> CLIPTokenizer:
     learner = Tokenizer(models.BPE(continuing_subword_prefix="", end_of_word_suffix="</w>"))
     learner.pre_tokenizer = pre_tokenizers.Whitespace()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    words = sorted({word for s in SUBJECTS for word in s.with_article.split()} | {"and"})
+    words = sorted({word for s in SUBJECTS for word in s.with_article.split()})
     trainer = trainers.BpeTrainer(
         vocab_size=100_000,  # never reached: merging ends when every word is whole
         special_tokens=[_BOS, _EOS, *(a + b for a, b in product(alphabet, ("", "</w>")))],

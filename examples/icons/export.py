@@ -1,10 +1,14 @@
 """Write the average of the newest checkpoint as a diffusers folder: python -m icons.export. Works during training.
 
-StableDiffusionPipeline.from_pretrained(FOLDER, safety_checker=None, feature_extractor=None) loads it.
+In half precision, as it is shipped: what is distilled from it and measured on it is then what others get.
+StableDiffusionPipeline.from_pretrained(FOLDER, safety_checker=None, feature_extractor=None) loads it. `training.json`
+beside it says how both runs were made and what they reached.
 """
 
 import argparse
+import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import StableDiffusionPipeline
@@ -16,6 +20,8 @@ from icons.student import Student
 from manylora.errors import TrainingError
 from manylora.training.aside import directory_aside
 from manylora.training.checkpoint import load_latest
+from manylora.training.hardware import describe_environment
+from manylora.training.metrics import MetricsLog
 
 
 def read_base(latents: Path, run: Path, size: ModelSize) -> tuple[StableDiffusionPipeline, int]:
@@ -34,6 +40,19 @@ def read_base(latents: Path, run: Path, size: ModelSize) -> tuple[StableDiffusio
     return student.pipeline(load_vae(latents / "vae")), checkpoint.step
 
 
+def record(run: Path) -> dict[str, Any]:
+    """Return settings, seconds and the last held-out figures of a run, as its newest checkpoint has them."""
+    checkpoint = load_latest(run / "checkpoints")
+    assert checkpoint is not None
+    rows = [row for row in MetricsLog(run / "metrics.jsonl").rows() if "loss" not in row]
+    return {
+        "steps": checkpoint.step,
+        "train_seconds": round(checkpoint.notes["train_seconds"], 1),
+        "held_out": {name: value for name, value in rows[-1].items() if name.startswith("eval")},
+        "settings": checkpoint.fingerprint,
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -44,7 +63,10 @@ def main() -> None:
     options = parser.parse_args()
     pipeline, step = read_base(options.latents, options.run, ModelSize())
     with directory_aside(options.out) as aside:
-        pipeline.save_pretrained(aside)
+        pipeline.to(torch.float16).save_pretrained(aside)
+        told = {"vae": record(options.run.with_name("vae")), "base": record(options.run)}
+        told["environment"] = describe_environment(torch.device("cpu"))
+        (aside / "training.json").write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
     print(f"{options.out}: the base after {step} steps")
 
 

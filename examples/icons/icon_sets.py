@@ -125,7 +125,7 @@ def check_licence(set_name: str, info: Mapping[str, Any]) -> None:
         raise DataError(f"icon set {set_name!r}: info.json says licence {licence!r}, expected {wanted!r}")
 
 
-def read_drawings(set_name: str, folder: Path = SETS_FOLDER) -> dict[str, list[Drawing]]:
+def read_drawings(set_name: str, folder: Path = SETS_FOLDER) -> dict[str, Drawing]:
     """Return a fetched set's drawings by the name of their subject; subjects that it lacks are absent.
 
     Raises:
@@ -135,21 +135,22 @@ def read_drawings(set_name: str, folder: Path = SETS_FOLDER) -> dict[str, list[D
     if not path.is_file():
         raise DataError(f"no icon set at {path}: run `python -m icons.icon_sets {set_name}` first")
     icon_set = json.loads(path.read_text(encoding="utf-8"))
-    by_name = {subject.name: _drawings(set_name, icon_set, subject) for subject in SUBJECTS}
-    return {name: drawings for name, drawings in by_name.items() if drawings}
+    by_name = {subject.name: _drawing(set_name, icon_set, subject) for subject in SUBJECTS}
+    return {name: drawing for name, drawing in by_name.items() if drawing is not None}
 
 
-def _drawings(set_name: str, icon_set: Mapping[str, Any], subject: Subject) -> list[Drawing]:
-    drawings = []
-    for icon in subject.icons_of(set_name):
-        found = icon_set["icons"].get(icon)
-        if found is not None:
-            width = found.get("width", icon_set.get("width", 16))
-            height = found.get("height", icon_set.get("height", 16))
-            drawings.append(Drawing(set_name, icon, found["body"], width, height))
-        elif set_name in BASE_SETS:  # the vocabulary was checked against these; style sets may lack some
+def _drawing(set_name: str, icon_set: Mapping[str, Any], subject: Subject) -> Drawing | None:
+    icon = subject.icon_of(set_name)
+    if icon is None:
+        return None
+    found = icon_set["icons"].get(icon)
+    if found is None:
+        if set_name in BASE_SETS:  # the vocabulary was checked against these; style sets may lack some
             raise DataError(f"icon set {set_name!r} has no icon {icon!r} for {subject.name!r}")
-    return drawings
+        return None
+    width = found.get("width", icon_set.get("width", 16))
+    height = found.get("height", icon_set.get("height", 16))
+    return Drawing(set_name, icon, found["body"], width, height)
 
 
 def _npm_pack(set_name: str, package: Package, folder: Path) -> Path:

@@ -22,18 +22,17 @@ BASE_LOOK = "base"
 
 @dataclass(frozen=True)
 class JudgeData:
-    """Pictures with their labels. A label is a distribution: half and half where two things are on the picture."""
+    """Pictures with their labels."""
 
     pixels: NDArray[np.uint8]  # [N, 64, 64, 3]
-    names: NDArray[np.float32]  # [N, K]  rows add up to 1
-    looks: NDArray[np.float32]  # [N, S]  rows add up to 1
-    kinds: tuple[str, ...]  # N of "single", "pair", "new pair"
+    names: NDArray[np.int64]  # [N]  places in NAMES
+    looks: NDArray[np.int64]  # [N]  places in look_names
     look_names: tuple[str, ...]
 
     @property
     def sha256(self) -> str:
         """Of pictures and labels: what a judge's training depends on."""
-        digest = hashlib.sha256(json.dumps([self.kinds, self.look_names]).encode())
+        digest = hashlib.sha256(json.dumps(self.look_names).encode())
         for array in (self.pixels, self.names, self.looks):
             digest.update(np.ascontiguousarray(array).data)
         return digest.hexdigest()
@@ -42,7 +41,7 @@ class JudgeData:
 def base_data(folder: Path, split: str) -> JudgeData:
     """Read a split of the base's pictures; the look is the icon set that drew a thing."""
     rows = read_metadata(folder / split)
-    looks = [[placed["drawing"].split(":")[0] for placed in row["placed"]] for row in rows]
+    looks = [row["placed"]["drawing"].split(":")[0] for row in rows]
     return _labelled(folder / split, rows, looks, BASE_SETS)
 
 
@@ -59,7 +58,6 @@ def style_data(base: Path, styles: Path, split: str, style_names: Sequence[str])
         np.concatenate([part.pixels for part in parts]),
         np.concatenate([part.names for part in parts]),
         np.concatenate([part.looks for part in parts]),
-        tuple(kind for part in parts for kind in part.kinds),
         look_names,
     )
 
@@ -68,29 +66,16 @@ def _of_one_look(folder: Path, look: str, look_names: Sequence[str], most: int |
     rows = read_metadata(folder)
     if most is not None:
         rows = [rows[i] for i in np.linspace(0, len(rows) - 1, min(most, len(rows))).astype(int)]
-    return _labelled(folder, rows, [[look]] * len(rows), look_names)
+    return _labelled(folder, rows, [look] * len(rows), look_names)
 
 
-def _labelled(
-    folder: Path, rows: list[dict], looks: list[list[str]], look_names: Sequence[str]
-) -> JudgeData:
+def _labelled(folder: Path, rows: list[dict], looks: Sequence[str], look_names: Sequence[str]) -> JudgeData:
     return JudgeData(
         read_pixels(folder, rows),
-        _shares([row["subjects"] for row in rows], NAMES),
-        _shares(looks, look_names),
-        tuple(row["kind"] for row in rows),
+        np.array([NAMES.index(row["subjects"][0]) for row in rows]),
+        np.array([look_names.index(look) for look in looks]),
         tuple(look_names),
     )
-
-
-def _shares(labels: Sequence[Sequence[str]], known: Sequence[str]) -> NDArray[np.float32]:
-    """Each row's labels as a distribution over those known: [N, len(known)]."""
-    place = {name: index for index, name in enumerate(known)}
-    shares = np.zeros((len(labels), len(known)), dtype=np.float32)
-    for row, names in enumerate(labels):
-        for name in names:
-            shares[row, place[name]] += 1 / len(names)
-    return shares
 
 
 def batches(data: JudgeData, size: int) -> Iterator[slice]:

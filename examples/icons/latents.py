@@ -9,7 +9,7 @@ and takes normalised latents and no other program needs to know.
     train.latents.npy        [N, 4, 16, 16] fp16, posterior means
     train.tokens.npy         [N, 16] int64
     held_out.*.npy           likewise
-    about.json               hashes, and the kind of each held-out picture
+    about.json               hashes
 """
 
 import argparse
@@ -83,7 +83,6 @@ def write_latents(vae_folder: Path, data: Path, folder: Path) -> None:
                 path = aside / f"{split}.{name}.npy"
                 np.save(path, array)
                 about["sha256"][path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
-        about["held_out_kinds"] = [row["kind"] for row in rows["held_out"]]
         (aside / "about.json").write_text(json.dumps(about), encoding="utf-8")
 
 

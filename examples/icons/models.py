@@ -1,6 +1,7 @@
 """The parts of the base, in Stable Diffusion's layout but small, and how they are put together as a pipeline."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,9 +9,11 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from icons.scenes import SIZE
+from manylora.training.hardware import Precision
 
 LATENT_CHANNELS = 4
 LATENT_SIZE = SIZE // 4
@@ -121,6 +124,22 @@ def load_vae(folder: Path) -> AutoencoderKL:
     vae = AutoencoderKL.from_pretrained(folder).eval()
     vae.requires_grad_(False)
     return vae
+
+
+def fastest_precision() -> Precision:
+    """Return bf16 where this CPU has units for its products (AMX): a step takes 0.6 of the time. Elsewhere fp32."""
+    return "bf16" if torch.cpu._is_amx_tile_supported() else "fp32"
+
+
+@contextmanager
+def computing_in(precision: Precision) -> Iterator[None]:
+    """Compute products on the CPU in this precision; weights, optimizer and losses stay fp32."""
+    if precision == "fp32":
+        yield
+        return
+    # torch's fused attention takes a quarter of the step in bf16 backward; as plain products it is hardly seen.
+    with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
+        yield
 
 
 def num_parameters(modules: Iterable[nn.Module]) -> int:

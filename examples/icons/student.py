@@ -96,7 +96,7 @@ class Student:
         dropped = torch.rand(len(latents), generator=draw) < dropout
         tokens = torch.where(dropped[:, None], self.empty_caption, tokens)
         noisy, v = self.noised(latents, noise, timesteps)
-        return nn.functional.mse_loss((denoiser or self.denoiser)(noisy, timesteps, tokens), v)
+        return nn.functional.mse_loss((denoiser or self.denoiser)(noisy, timesteps, tokens).float(), v)
 
     @torch.no_grad()
     def held_out_loss(self, split: LatentSplit, rows: Sequence[int], seed: int) -> float:

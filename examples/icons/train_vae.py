@@ -18,11 +18,11 @@ from torch.nn import functional
 
 from icons.folders import DATA_FOLDER, RUNS_FOLDER
 from icons.image_folder import read_metadata, read_pixels, save_grid, to_bytes, to_unit_range
-from icons.models import ModelSize, generator, make_vae, nothing_but
+from icons.models import ModelSize, computing_in, fastest_precision, generator, make_vae, nothing_but
 from icons.scenes import SIZE
 from manylora.training import LoopConfig, TrainingRun
 from manylora.training.aside import directory_aside
-from manylora.training.hardware import make_accelerator
+from manylora.training.hardware import Precision, make_accelerator
 
 NUM_JUDGED = 256
 """Held-out pictures on which a reconstruction is judged."""
@@ -32,8 +32,8 @@ NUM_JUDGED = 256
 class VaeTraining:
     """What fixes the VAE's trajectory."""
 
-    num_steps: int = 4000
-    crop_steps: int = 3500
+    num_steps: int = 3000
+    crop_steps: int = 2700
     """Steps on crops, the first ones."""
     crop_size: int = 32
     """Pixels of a crop's side."""
@@ -41,6 +41,7 @@ class VaeTraining:
     learning_rate: float = 1.5e-3
     kl_weight: float = 1e-3
     seed: int = 0
+    precision: Precision = field(default_factory=fastest_precision)
     size: ModelSize = field(default_factory=ModelSize)
 
     checkpoint_every: int = 200
@@ -100,7 +101,9 @@ def train_vae(
 
     def losses(step: int) -> Iterator[Tensor]:
         images, noise = batch_of(pixels, config, step)
-        yield vae_loss(vae, images, noise, config.kl_weight)
+        with computing_in(config.precision):
+            loss = vae_loss(vae, images, noise, config.kl_weight)
+        yield loss
 
     for record in run.steps(losses):
         if record.step % 100 == 0 or record.step == config.num_steps:
@@ -125,7 +128,6 @@ def judge(vae: AutoencoderKL, pixels: NDArray[np.uint8], picture: Path | None = 
     ]
     seen = np.concatenate(decoded)
     if picture is not None:
-        # From the middle on there are pairs, whose details are smaller.
         chosen = np.linspace(0, len(pixels) - 1, min(16, len(pixels))).astype(int)
         save_grid(np.concatenate([pixels[chosen], seen[chosen]]), len(chosen), picture)
     squared = functional.mse_loss(

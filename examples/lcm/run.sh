@@ -10,13 +10,11 @@
 set -euo pipefail
 root=$(cd "$(dirname "$0")/../.." && pwd)
 
-# Threads that wait for each other sleep instead of spinning: other work on the machine, and this, would pay for it.
-export OMP_WAIT_POLICY=PASSIVE
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-2}
 python=${PYTHON:-python}
 
 guidance=${GUIDANCE:-2.5} # the sweep's choice
-styles=${STYLES:-paper-cut,pixel-art,line-drawing,neon,stained-glass,fluent-emoji-high-contrast,fluent-emoji}
+styles=${STYLES:-paper-cut,neon,fluent-emoji,fluent-emoji-high-contrast}
 cd "${MANYLORA_ICONS_CACHE:-$HOME/.cache/manylora}" # so that what is noted of a run names no place of this machine
 
 [ -f runs/icons/pipeline/model_index.json ] || {
@@ -33,24 +31,25 @@ distill() {
 
 bench() {
     "$python" -m manylora bench image --base runs/icons/pipeline --judge runs/icons/judge/judge --data icons/data/held_out \
-        --guidance "$guidance" --loras runs/icons/loras --cache runs/icons/bench --record "$@"
+        --guidance "$guidance" --loras runs/icons/loras --cache runs/icons/bench --record \
+        --num-prompts 100 --chance seeds "$@" # the hundred captions are all that there are
 }
 
 [ $# -gt 0 ] || set -- sweep distill steps
 for step in "$@"; do
     case $step in
-        sweep) bench --table sweep --num-prompts 128 ;;
+        sweep) bench --table sweep --num-seeds 3 --guidances 1,1.5,2,2.5,3 ;;
         distill) distill --out runs/icons/loras/lcm ;;
         full) distill --full --out runs/icons/pipeline-lcm ;;
         steps)
             full=()
             [ ! -d runs/icons/pipeline-lcm ] || full=(--full runs/icons/pipeline-lcm)
-            bench --table steps --train-data icons/data/train "${full[@]}"
+            bench --table steps --num-seeds 5 --train-data icons/data/train "${full[@]}"
             ;;
         universal)
             names=${styles//,/ }
             PYTHONPATH=$root/examples "$python" -m icons.judge --styles $names
-            bench --table universal --style-judge runs/icons/style-judge/judge --styles "$styles" \
+            bench --table universal --num-seeds 5 --style-judge runs/icons/style-judge/judge --styles "$styles" \
                 --finetuned runs/icons/pipeline-finetuned --finetuned-look fluent-emoji
             ;;
         *)

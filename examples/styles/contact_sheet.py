@@ -1,4 +1,4 @@
-"""Look at styles: python -m styles.contact_sheet [STYLE...] writes one picture, a row or two for each style.
+"""Look at styles: python -m styles.contact_sheet [STYLE...] writes one picture, a row for each style.
 
 The same subjects in every row, so that a style is seen beside the others.
 """
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 from icons.image_folder import save_grid
-from icons.scenes import SIZE, pair_scene, single_scene
+from icons.scenes import SIZE, make_scene
 from icons.vocabulary import SUBJECTS
 
 from styles.folders import STYLES_FOLDER
@@ -21,27 +21,21 @@ SHOWN = (
     *("cat", "dog", "owl", "fish", "apple", "pizza", "ice cream", "car"),
     *("rocket", "house", "tree", "umbrella", "guitar", "key", "heart", "robot"),
 )
-PAIRS = (("cat", "pizza"), ("tree", "house"), ("rose", "key"), ("fish", "crown"))
 
 
 def contact_sheet(styles: Sequence[str], path: Path, seed: int = 0) -> None:
-    """Write singles and pairs of each style, a row for each."""
+    """Draw the subjects in each style, a row for each."""
     by_name = {subject.name: subject for subject in SUBJECTS}
     pictures = []
-    for name in styles:
-        drawings = style_drawings(STYLES[name])
-        for shown in (*SHOWN, *PAIRS):
-            names = (shown,) if isinstance(shown, str) else shown
-            if not set(names) <= drawings.keys():  # a set may lack a subject
+    for style in styles:
+        drawings = style_drawings(STYLES[style])
+        for name in SHOWN:
+            if name not in drawings:  # a set may lack a subject
                 pictures.append(np.full((SIZE, SIZE, 3), 255, np.uint8))
                 continue
-            rng = random.Random(f"{seed}/{name}/{shown}")
-            first, *other = (by_name[subject] for subject in names)
-            scene = (
-                pair_scene(rng, (first, *other), drawings) if other else single_scene(rng, first, drawings)
-            )
-            pictures.append(draw(scene, STYLES[name], rng))
-    save_grid(np.stack(pictures), len(SHOWN) + len(PAIRS), path)
+            rng = random.Random(f"{seed}/{style}/{name}")
+            pictures.append(draw(make_scene(rng, by_name[name], drawings), STYLES[style], rng))
+    save_grid(np.stack(pictures), len(SHOWN), path)
 
 
 def main() -> None:

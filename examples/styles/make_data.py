@@ -15,7 +15,7 @@ import numpy as np
 from icons.draw import to_pixels, to_svg
 from icons.folders import SETS_FOLDER
 from icons.icon_sets import PACKAGES, Drawing, fetch, read_drawings
-from icons.scenes import Scene, pair_scene, single_scene, split_pairs
+from icons.scenes import Scene, make_scene
 from icons.vocabulary import SUBJECTS
 from numpy.typing import NDArray
 from PIL import Image
@@ -25,41 +25,24 @@ from styles.folders import STYLES_FOLDER
 from styles.looks import LOOKS, SCALE, in_look
 from styles.recipes import STYLES, Style
 
-BASE_SEED = 0
-"""Seed of the base's pictures, which decides the pairs that nothing may be trained on."""
-
 
 @dataclass(frozen=True)
 class StyleSize:
-    """How many pictures of a style."""
+    """How many pictures of each name in a style."""
 
-    singles_a_name: int = 12
-    pairs: int = 400
-    held_out_singles_a_name: int = 2
-    held_out_pairs: int = 56
+    train: int = 16
+    held_out: int = 2
 
 
 def scenes(
     style_name: str, size: StyleSize, drawings: Mapping[str, Sequence[Drawing]], seed: int
-) -> Iterator[tuple[str, str, Scene, random.Random]]:
-    """Yield (split, kind, scene, generator for the look) in a fixed order; every scene has its own generator."""
+) -> Iterator[tuple[str, Scene, random.Random]]:
+    """Yield (split, scene, generator for the look) in a fixed order; every scene has its own generator."""
     subjects = [subject for subject in SUBJECTS if subject.name in drawings]
-    # Pairs that the base has seen: those held out from it tell composing from recalling, with a LoRA too.
-    seen, _ = split_pairs(SUBJECTS, BASE_SEED)
-    pairs = [pair for pair in seen if all(subject in subjects for subject in pair)]
-    for split, kind, count in (
-        ("train", "single", size.singles_a_name * len(subjects)),
-        ("train", "pair", size.pairs),
-        ("held_out", "single", size.held_out_singles_a_name * len(subjects)),
-        ("held_out", "pair", size.held_out_pairs),
-    ):
-        for index in range(count):
-            rng = random.Random(f"{seed}/{style_name}/{split}/{kind}/{index}")
-            if kind == "single":
-                scene = single_scene(rng, subjects[index % len(subjects)], drawings)
-            else:
-                scene = pair_scene(rng, rng.choice(pairs), drawings)
-            yield split, kind, scene, rng
+    for split, count in (("train", size.train), ("held_out", size.held_out)):
+        for index in range(count * len(subjects)):
+            rng = random.Random(f"{seed}/{style_name}/{split}/{index}")
+            yield split, make_scene(rng, subjects[index % len(subjects)], drawings), rng
 
 
 def draw(scene: Scene, style: Style, rng: random.Random) -> NDArray[np.uint8]:  # [64, 64, 3]
@@ -80,13 +63,11 @@ def write_style(
     style = STYLES[style_name]
     with directory_aside(folder) as aside:
         lines: dict[str, list[str]] = {"train": [], "held_out": []}
-        for split, kind, scene, rng in scenes(style_name, size, drawings, seed):
+        for split, scene, rng in scenes(style_name, size, drawings, seed):
             file_name = f"{len(lines[split]):05d}.png"
             (aside / split).mkdir(exist_ok=True)
             Image.fromarray(draw(scene, style, rng)).save(aside / split / file_name)
-            lines[split].append(
-                json.dumps({"file_name": file_name, "kind": kind} | scene.as_record()) + "\n"
-            )
+            lines[split].append(json.dumps({"file_name": file_name} | scene.as_record()) + "\n")
         for split, rows in lines.items():
             (aside / split / "metadata.jsonl").write_text("".join(rows), encoding="utf-8")
         about = {
@@ -105,7 +86,7 @@ def style_drawings(style: Style, folder: Path = SETS_FOLDER) -> dict[str, list[D
         fetch(name, folder)
     by_set = [read_drawings(name, folder) for name in style.sets]
     found = {
-        subject.name: [drawing for drawings in by_set for drawing in drawings.get(subject.name, [])]
+        subject.name: [drawings[subject.name] for drawings in by_set if subject.name in drawings]
         for subject in SUBJECTS
     }
     return {name: drawings for name, drawings in found.items() if drawings}

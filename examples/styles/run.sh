@@ -6,8 +6,6 @@ set -euo pipefail
 examples=$(cd "$(dirname "$0")/.." && pwd)
 export PYTHONPATH=$examples # so that `icons` and `styles` are packages
 
-# Threads that wait for each other sleep instead of spinning: other work on the machine, and this, would pay for it.
-export OMP_WAIT_POLICY=PASSIVE
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-2}
 python=${PYTHON:-python}
 
@@ -32,7 +30,7 @@ train() { # name of the LoRA, style, further options
         --sample-prompts icons/styles/prompts.txt --num-samples 16 --sample-guidance 2.5 --seed 0 "$@"
 }
 
-[ $# -gt 0 ] || set -- paper-cut pixel-art line-drawing neon stained-glass fluent-emoji-high-contrast fluent-emoji
+[ $# -gt 0 ] || set -- paper-cut neon fluent-emoji fluent-emoji-high-contrast
 for style in "$@"; do
     case $style in
         finetune)
@@ -41,7 +39,7 @@ for style in "$@"; do
             "$python" -m styles.merge --base "$base"
             ;;
         *)
-            train "$style" "$style" --rank 16 --targets all --learning-rate 1e-3 --batch-rows 32 \
+            train "$style" "$style" --rank 8 --targets all --learning-rate 1e-3 --batch-rows 32 \
                 --max-steps "${STEPS:-400}"
             ;;
     esac

@@ -174,6 +174,20 @@ def test_intervals_hold_what_they_should(interval_of):
     assert 2.5 * spread < lengths < 6 * spread
 
 
+@pytest.mark.parametrize("interval_of", [kid_interval, frechet_interval])
+def test_intervals_over_seeds_hold_where_the_prompts_are_all_there_are(interval_of):
+    """Forty prompts far apart, five pictures of each: only the pictures of a prompt are left to chance."""
+    groups = np.repeat(np.arange(40), 5)
+    centres = normal(40, 3, spread=2.0)
+    reference = centres[np.arange(200) % 40] + normal(200, 3, seed=9)
+    samples = [centres[groups] + normal(200, 3, mean=0.3, seed=20 + i) for i in range(60)]
+    intervals = [interval_of(x, reference, groups, num_resamples=100, within=True) for x in samples]
+    mean = np.mean([interval.value for interval in intervals])
+    assert 0.85 <= np.mean([interval.low <= mean <= interval.high for interval in intervals]) <= 1.0
+    of_prompts = interval_of(samples[0], reference, groups, num_resamples=100)
+    assert of_prompts.high - of_prompts.low > 1.5 * (intervals[0].high - intervals[0].low)
+
+
 def test_kid_of_resamples_is_not_biased_by_copies():
     x, reference = normal(30, 3), normal(300, 3, seed=1)
     found = kid_interval(x, reference, np.arange(30), num_resamples=2000)
@@ -200,6 +214,7 @@ def test_a_paired_difference_is_sharper_than_two_intervals():
         (lambda: frechet_distance([[1.0, np.nan]], [[1.0, 2.0]]), "finite"),
         (lambda: kid_of_subsets(normal(5, 2), normal(5, 2), subset_size=6), r"\[2, 5\]"),
         (lambda: mean_interval([1.0, 2.0], [0, 0]), "at least 2 prompts"),
+        (lambda: mean_interval([1.0, 2.0], [0, 0], within=True), "3 pictures of each prompt"),
         (lambda: squared_distances([[1.0]], [[1.0, 2.0]]), "one shape"),
         (lambda: prompt_hits([[1.0]], []), "1 pictures"),
     ],

@@ -99,6 +99,7 @@ def open_table(config: ImageBenchConfig) -> Table:
         guidance=config.guidance,
         batch=config.batch,
         seed=config.seed,
+        within=config.chance == "seeds",
     )
 
 
@@ -160,23 +161,9 @@ def _real_pictures(config: ImageBenchConfig, prompts: PromptSet, size: int) -> R
     """As many pictures of the training set as there are prompts, in the prompts' mix of kinds."""
     if config.train_data is None:
         return None
-    rows = alike_rows(_spread(read_rows(config.train_data), prompts), prompts, len(prompts))
+    rows = alike_rows(read_rows(config.train_data), prompts, len(prompts))
     pixels = read_pictures(config.train_data, rows, size)
     return RealPictures(pixels, [row["subjects"] for row in rows], [row["kind"] for row in rows])
-
-
-def _spread(rows: list[dict[str, Any]], prompts: PromptSet) -> list[dict[str, Any]]:
-    """Rows of a training set, whose kinds are fewer: what was never trained on stands in with the kind like it."""
-    known = {row["kind"] for row in rows}
-    missing = [kind for kind in prompts.counts if kind not in known]
-    pairs = [row for row in rows if row["kind"] == "pair"]
-    stand_ins = [
-        {**row, "kind": kind}
-        for i, kind in enumerate(missing, start=1)
-        for row in pairs[i :: len(missing) + 1]
-    ]
-    kept = [row for row in rows if row["kind"] != "pair"] + pairs[:: len(missing) + 1]
-    return kept + stand_ins
 
 
 def _told(prompts: PromptSet, config: ImageBenchConfig) -> dict[str, Any]:

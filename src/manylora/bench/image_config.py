@@ -60,6 +60,10 @@ class ImageBenchConfig:
     num_seeds: int = 2
     """Pictures of each."""
 
+    chance: Literal["prompts", "seeds"] = "prompts"
+    """What the intervals draw again. prompts: they hold for other prompts of the same kind. seeds: they hold for these
+    prompts, and are right where these are all that the model knows; wants 3 pictures or more of each."""
+
     seed: int = 0
     """Of the pictures' seeds and of the intervals' resamples."""
 
@@ -85,6 +89,10 @@ class ImageBenchConfig:
             )
         if self.table not in ("sweep", "steps", "universal"):
             raise ConfigError(f"table must be one of sweep, steps, universal, got {self.table!r}")
+        if self.chance not in ("prompts", "seeds"):
+            raise ConfigError(f"chance must be prompts or seeds, got {self.chance!r}")
+        if self.chance == "seeds" and self.num_seeds < 3:
+            raise ConfigError(f"chance seeds wants num_seeds of 3 or more, got {self.num_seeds}")
         if not all(1 <= guidance <= 1000 for guidance in (self.guidance, *self.guidances)):
             raise ConfigError(f"guidance must lie in [1, 1000], got {self.guidance} and {self.guidances}")
         if self.table != "sweep" and self.loras is None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from typing import TypedDict
 
 import numpy as np
 import torch
@@ -83,6 +84,13 @@ class Labels:
     groups: Sequence[int]
 
 
+class _Chance(TypedDict):
+    """What intervals draw again, and by which seed."""
+
+    seed: int
+    within: bool
+
+
 class Table:
     """What every row of a table shares. Use it as a context: it holds bases with adapters attached."""
 
@@ -100,10 +108,12 @@ class Table:
         guidance: float,
         batch: int = 32,
         seed: int = 0,
+        within: bool = False,
     ) -> None:
         self.base, self.judge, self.style_judge = base, judge, style_judge
         self.prompts, self.cache = prompts, cache
-        self._library, self._batch, self._seed = library, batch, seed
+        self._library, self._batch = library, batch
+        self._seed, self._chance = seed, _Chance(seed=seed, within=within)
         self._teacher = ImageRow(label="teacher", steps=TEACHER_STEPS, guidance=guidance)
         self._real = real
         self.num_reference, self._reference = len(reference), judge.verdict(reference).features
@@ -120,21 +130,21 @@ class Table:
     def figures(self, row: ImageRow, on_progress: OnProgress = lambda row, done: None) -> RowFigures:
         """Measure a row, or read what is kept of it."""
         labels = self._labels(row)
-        groups, seed = labels.groups, self._seed
+        groups, chance = labels.groups, self._chance
         sampled = None if row.source != "sampler" else self._sampled(row, on_progress)
         verdict = self._verdict(row, self.judge, sampled)
         hits = self._hits(self.judge, verdict, labels)
         apart = diversity(verdict.features, groups)
         return RowFigures(
             row=row,
-            kid=kid_interval(verdict.features, self._reference, groups, seed=seed),
-            frechet=frechet_interval(verdict.features, self._reference, groups, seed=seed),
+            kid=kid_interval(verdict.features, self._reference, groups, **chance),
+            frechet=frechet_interval(verdict.features, self._reference, groups, **chance),
             frechet_extrapolated=frechet_extrapolated(
-                verdict.features, self._reference, groups=groups, seed=seed
+                verdict.features, self._reference, groups=groups, seed=self._seed
             ),
-            accuracy=mean_interval(hits, groups, seed=seed),
+            accuracy=mean_interval(hits, groups, **chance),
             accuracy_by_kind=_by_kind(hits, labels.kinds),
-            diversity=None if np.isnan(apart).any() else mean_interval(apart, groups, seed=seed),
+            diversity=None if np.isnan(apart).any() else mean_interval(apart, groups, **chance),
             paired_rmse=None if sampled is None else self._paired(row, sampled, on_progress),
             seconds_per_picture=None if sampled is None else sampled.seconds / len(self.prompts),
             **self._of_style(row, labels, sampled),
@@ -171,7 +181,7 @@ class Table:
             return None
         teacher = self._sampled(self._teacher, on_progress)
         squares = squared_distances(sampled.latents.numpy(), teacher.latents.numpy())
-        return rms_interval(squares, self.prompts.prompts, seed=self._seed)
+        return rms_interval(squares, self.prompts.prompts, **self._chance)
 
     def _of_style(
         self, row: ImageRow, labels: Labels, sampled: Sampled | None
@@ -184,11 +194,11 @@ class Table:
             if row.look not in judge.looks:
                 raise ConfigError(f"the style judge knows the looks {list(judge.looks)}, not {row.look!r}")
             assigned = verdict.looks.argmax(axis=1) == judge.looks.index(row.look)
-            share = mean_interval(assigned.astype(np.float64), labels.groups, seed=self._seed)
+            share = mean_interval(assigned.astype(np.float64), labels.groups, **self._chance)
         hits = self._hits(judge, verdict, labels)
         return {
             "look_share": share,
-            "style_accuracy": mean_interval(hits, labels.groups, seed=self._seed),
+            "style_accuracy": mean_interval(hits, labels.groups, **self._chance),
         }
 
     def _labels(self, row: ImageRow) -> Labels:
@@ -196,7 +206,7 @@ class Table:
             return Labels(self.prompts.subjects, self.prompts.kinds, self.prompts.prompts)
         if self._real is None:
             raise ConfigError(f"row {row.label!r} needs real pictures that are not the reference")
-        return Labels(self._real.subjects, self._real.kinds, range(len(self._real.subjects)))
+        return Labels(self._real.subjects, self._real.kinds, _numbered(self._real.subjects))
 
     def _hits(self, judge: Judge, verdict: Verdict, labels: Labels) -> Array:
         return prompt_hits(verdict.names, [judge.subjects(names) for names in labels.subjects])
@@ -231,6 +241,12 @@ class Table:
 def decoded(base: DiffusionBase, latents: Tensor, batch: int) -> Tensor:
     """Return pictures [N, 3, H, W] in [-1, 1]."""
     return torch.cat([base.decode_latents(part) for part in torch.split(latents, batch)]).clamp(-1, 1)
+
+
+def _numbered(values: Sequence[Sequence[str]]) -> list[int]:
+    """Return a number for each distinct value."""
+    numbers: dict[tuple[str, ...], int] = {}
+    return [numbers.setdefault(tuple(value), len(numbers)) for value in values]
 
 
 def _by_kind(hits: Array, kinds: Sequence[str]) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""`manylora demo`: a real model answers real prompts in one batch, each with its own mixture out of 1,000 adapters."""
+"""`manylora demo`: pictures in few steps, and a real model that answers prompts with mixtures out of 1,000 adapters."""
 
 import random
 import time
@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.progress import MofNCompleteColumn, Progress, track
 from rich.table import Table
 
+from manylora.cli.demo_pictures import draw_grid
 from manylora.cli.demo_prompts import QUESTIONS, TRAINED, TRAINED_REQUESTS
 from manylora.errors import ConfigError
 from manylora.lora.mixture import Mixture
@@ -69,10 +70,11 @@ def demo(
         "~/.cache/manylora/demo/adapters"
     ),
 ) -> None:
-    """Show what manylora does, on a real model: SmolLM2-135M-Instruct, 1,000 adapters, one batch, one pool.
+    """Show what manylora does: pictures in 32, 4 and 2 steps; then SmolLM2-135M-Instruct, 1,000 adapters, one batch.
 
-    Four adapters are trained (JSON answers, pirate speech, SQL, headlines); the others are random and slight, made
-    on the first run (2 GB). Fetch the model first: make model.
+    A small model of icons and its LoRAs make the pictures (demo/grid.png). Of the adapters, four are trained (JSON
+    answers, pirate speech, SQL, headlines); the others are random and slight, made on the first run (2 GB). Fetch the
+    language model first: make model.
     """
     from manylora.lora.library import Library
     from manylora.models.loading import load_model
@@ -86,6 +88,7 @@ def demo(
         raise ConfigError(
             f"the trained adapters should be in {SHIPPED}; run the demo from a checkout of the repository"
         )
+    draw_grid(console)
     model, tokenizer = load_model(MODEL), load_tokenizer(MODEL)
     generated = _generate(base_sites(model.config), folder.expanduser(), count - len(TRAINED))
     library = Library(SHIPPED, folder.expanduser())

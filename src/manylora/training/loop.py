@@ -98,7 +98,10 @@ class TrainingRun:
         self.parameters, self.extra_tensors = dict(parameters), dict(extra_tensors or {})
         self.accelerator = accelerator
         self.optimizer = torch.optim.AdamW(
-            self.parameters.values(), lr=config.learning_rate, weight_decay=config.weight_decay
+            self.parameters.values(),
+            lr=config.learning_rate,
+            weight_decay=config.weight_decay,
+            fused=True,  # a third of the time on a CPU, which is a tenth of a small model's step
         )
         self.metrics = MetricsLog(folder / "metrics.jsonl")
         self.step = 0
