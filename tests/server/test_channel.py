@@ -151,7 +151,13 @@ MESSAGES = [
         max_adapter_bytes=None,
         log_format="json",
     ),
-    Submit("id", (1, 2), {"temperature": 0, "stop": ["a"]}, (("alice", -0.5),), "tenant", 0.25),
+    Submit(
+        (("id", (1, 2)), ("other", (3,))),
+        {"temperature": 0, "stop": ["a"]},
+        (("alice", -0.5),),
+        "tenant",
+        0.25,
+    ),
     Cancel("id"),
     Call(3, "pin", {"name": "alice"}),
     Step(

@@ -158,6 +158,23 @@ def test_who_is_refused_learns_why_and_nobody_else_minds(name: str) -> None:
     run(test())
 
 
+def test_several_prompts_are_accepted_or_refused_as_a_whole() -> None:
+    async def test(one: Engine) -> None:
+        async with serving(one, library()) as client:
+            for prompts in ({"x": PROMPT, "y": []}, {"x": PROMPT, "y": PROMPT, "z": PROMPT}):
+                with pytest.raises(EngineError, match=r"empty|3 samples are more than the 2"):
+                    await client.submit_all(prompts, GREEDY, [("a", 1.0)])
+                await until(lambda: not client._streams)
+                assert not one.has_work()
+            assert one.stats().num_output_tokens == 0
+            streams = await client.submit_all({"x": PROMPT, "y": PROMPT[:3]}, GREEDY, [("a", 1.0)])
+            answers = [tokens_of((await gather(stream))[0]) for stream in streams]
+            assert [len(tokens) for tokens in answers] == [8, 8]
+            assert answers[0] != answers[1]
+
+    run(test(engine(max_waiting=2)))
+
+
 def test_an_unforeseen_error_is_answered_and_told_to_the_log_alone(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -171,7 +188,7 @@ def test_an_unforeseen_error_is_answered_and_told_to_the_log_alone(
         raise KeyError("the secret")
 
     one = engine()
-    monkeypatch.setattr(one, "submit", fail)
+    monkeypatch.setattr(one, "submit_all", fail)
     error = run(test(one))
     assert error.kind == "KeyError"
     assert "secret" not in str(error)

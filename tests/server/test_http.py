@@ -441,7 +441,7 @@ def test_a_fault_of_ours_is_a_500_that_names_the_request(api, running, monkeypat
     async def broken(*_: Any, **__: Any) -> None:
         raise ZeroDivisionError("secret detail")
 
-    monkeypatch.setattr(running.client, "submit", broken)
+    monkeypatch.setattr(running.client, "submit_all", broken)
     answer = api.post("/v1/completions", json=BODY, headers={"X-Request-Id": "broken-1"})
     assert answer.status_code == 500
     message = error_of(answer)["message"]

@@ -184,7 +184,7 @@ def test_what_others_have_does_not_exist(guarded):
 def test_the_engine_is_not_asked_about_names_that_a_tenant_cannot_see(guarded, running, monkeypatch):
     """So the time of the answer cannot tell what the engine knows of them."""
     asked: list[str] = []
-    for method in ("submit", "adapter_info"):
+    for method in ("submit_all", "adapter_info"):
         real = getattr(running.client, method)
 
         def noting(*args: Any, real: Any = real, **kwargs: Any) -> Any:

@@ -103,6 +103,16 @@ def test_a_full_queue_refuses_and_says_when_to_come_again() -> None:
             served.submit(PROMPT, SamplingParams(n=3, max_tokens=4))
         with pytest.raises(CapacityError, match="4 samples are more than the 3 that may wait"):
             served.submit(PROMPT, SamplingParams(n=4, max_tokens=4))
+        # Several prompts are taken as a whole, or not at all.
+        with pytest.raises(OverloadedError, match=r"1 sequences wait already and 3 more"):
+            served.submit_all([PROMPT] * 3, GREEDY, request_ids=["x", "y", "z"])
+        assert served.stats().num_waiting == 1
+        with pytest.raises(RequestError, match="ids must differ"):
+            served.submit_all([PROMPT] * 2, GREEDY, request_ids=["x", "x"])
+        with pytest.raises(CapacityError, match="4 samples"):
+            served.submit_all([PROMPT] * 2, SamplingParams(n=2, max_tokens=4))
+        served.submit_all([PROMPT] * 2, GREEDY, request_ids=["x", "y"])
+        assert served.stats().num_waiting == 3
     with pytest.raises(ConfigError, match="max_waiting must be at least 1 or none"):
         EngineConfig(max_waiting=0)
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from itertools import count
 from typing import Any
@@ -96,31 +96,51 @@ class EngineClient:
         tenant: str = "",
         deadline_s: float | None = None,
     ) -> RequestStream:
-        """Hand a request to the engine; returns once it is accepted.
+        """Hand a request to the engine; returns once it is accepted. See `submit_all`."""
+        prompts = {request_id: prompt_token_ids}
+        (stream,) = await self.submit_all(prompts, params, mixture, tenant=tenant, deadline_s=deadline_s)
+        return stream
+
+    async def submit_all(
+        self,
+        prompts: Mapping[str, Sequence[int]],
+        params: dict[str, Any],
+        mixture: Sequence[tuple[str, float]],
+        *,
+        tenant: str = "",
+        deadline_s: float | None = None,
+    ) -> list[RequestStream]:
+        """Hand requests to the engine, which takes all of them or none; returns once they are accepted.
 
         Args:
-            request_id: unlike that of any other request that has not ended.
+            prompts: tokens by request id; an id is unlike that of any other request that has not ended.
             params: fields of SamplingParams by name.
             deadline_s: seconds from now within which the first token has to come; the policy `slo` heeds it.
         Raises:
-            EngineError: it was refused, or the engine is gone.
+            EngineError: they were refused, or the engine is gone.
         """
         if self.is_draining:
             raise EngineError(
                 ErrorInfo(UNAVAILABLE, "the server is about to end and takes no new requests")
             )
-        stream = RequestStream(request_id, params.get("n", 1), self._limits, self._cancel)
-        message = Submit(request_id, tuple(prompt_token_ids), params, tuple(mixture), tenant, deadline_s)
-        self._send(message)
+        sent = tuple((request_id, tuple(token_ids)) for request_id, token_ids in prompts.items())
+        self._send(Submit(sent, params, tuple(mixture), tenant, deadline_s))
+        streams = [
+            RequestStream(request_id, params.get("n", 1), self._limits, self._cancel)
+            for request_id in prompts
+        ]
+        # One for all: what is said of the first is true of the others.
         accepted = asyncio.get_running_loop().create_future()
-        self._streams[request_id], self._accepting[request_id] = stream, accepted
+        for stream in streams:
+            self._streams[stream.request_id], self._accepting[stream.request_id] = stream, accepted
         self._all_ended.clear()
         try:
             await accepted
         except asyncio.CancelledError:
-            stream.close()
+            for stream in streams:
+                stream.close()
             raise
-        return stream
+        return streams
 
     async def names(self) -> list[str]:
         """Return the names of all adapters, sorted; as the roots held them a few seconds ago at most.

@@ -161,10 +161,11 @@ class EngineProcess:
 
     def _take(self, message: ToEngine) -> None:
         match message:
-            case Submit(request_id=request_id):
+            case Submit(prompts=prompts):
                 accepting = self._intake.submit(self._submit, message)
-                self._accepting[request_id] = accepting
-                accepting.add_done_callback(lambda _: self._accepting.pop(request_id))
+                ids = [request_id for request_id, _ in prompts]
+                self._accepting |= dict.fromkeys(ids, accepting)
+                accepting.add_done_callback(lambda _: [self._accepting.pop(one) for one in ids])
             case Cancel(request_id=request_id):
                 pending = self._accepting.get(request_id)
                 if pending is None:
@@ -183,19 +184,23 @@ class EngineProcess:
     # -- threads of the pools
 
     def _submit(self, message: Submit) -> None:
+        ids = [request_id for request_id, _ in message.prompts]
         try:
-            self._engine.submit(
-                message.prompt_token_ids,
+            self._engine.submit_all(
+                [tokens for _, tokens in message.prompts],
                 SamplingParams.from_dict(message.params),
                 message.mixture,
-                request_id=message.request_id,
+                request_ids=ids,
                 tenant=message.tenant,
                 deadline_s=message.deadline_s,
             )
         except Exception as error:  # whatever it is, whoever asked gets an answer
-            self._answer(Refused(message.request_id, self._told(error, f"request {message.request_id}")))
+            told = self._told(error, f"request {ids[0]}")
+            for request_id in ids:
+                self._answer(Refused(request_id, told))
         else:
-            self._answer(message.request_id)
+            for request_id in ids:
+                self._answer(request_id)
 
     def _call(self, message: Call) -> None:
         try:

@@ -54,7 +54,8 @@ class Generation:
     or more if the client is slow, as (number of the sample, chunk).
 
     Raises:
-        ApiError: on entering, a prompt was refused; while iterating, a sample failed or the request was ended.
+        ApiError: on entering, the prompts were refused, all of them; while iterating, a sample failed or the request
+            was ended.
     """
 
     def __init__(
@@ -110,28 +111,20 @@ class Generation:
     async def _submit(self, stack: AsyncExitStack) -> None:
         client, context = self._service.client, self._context
         stack.callback(self._count)
-        asked = [
-            client.submit(
-                f"{next(self._service.serial)}-{context.request_id}",
-                prompt,
+        try:
+            streams = await client.submit_all(
+                {f"{next(self._service.serial)}-{context.request_id}": prompt for prompt in self._prompts},
                 self._params,
                 self._mixture,
                 tenant=context.tenant.name,
                 deadline_s=self._deadline_s,
             )
-            for prompt in self._prompts
-        ]
-        answers = await asyncio.gather(*asked, return_exceptions=True)
-        for answer in answers:
-            if isinstance(answer, RequestStream):
-                self._streams.append(await stack.enter_async_context(answer))
-        for answer in answers:
-            if isinstance(answer, EngineError):
-                self._service.metrics.requests.labels(context.tenant.name, answer.kind).inc(self._num_open)
-                self._num_open = 0
-                raise self._failure(answer.info, began=False)
-            if isinstance(answer, BaseException):
-                raise answer
+        except EngineError as error:
+            self._service.metrics.requests.labels(context.tenant.name, error.kind).inc(self._num_open)
+            self._num_open = 0
+            raise self._failure(error.info, began=False) from None
+        for stream in streams:
+            self._streams.append(await stack.enter_async_context(stream))
         if self._cause is not None:  # ended while it was submitted
             raise self._cause
 

@@ -139,10 +139,11 @@ class EngineSetup(_Message, frozen=True):
 
 
 class Submit(_Message, frozen=True):
-    """A request. It is answered in `Step.accepted` or `Step.refused`, and then by chunks."""
+    """Requests that are accepted or refused together. Each is answered in `Step.accepted` or `Step.refused`, and then
+    by chunks."""
 
-    request_id: str
-    prompt_token_ids: tuple[int, ...]
+    prompts: tuple[tuple[str, tuple[int, ...]], ...]
+    """The id of each request, and the tokens of its prompt."""
     params: dict[str, Any]
     """Fields of text.params.SamplingParams by name."""
     mixture: tuple[tuple[str, float], ...]

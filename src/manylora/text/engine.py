@@ -147,25 +147,50 @@ class Engine:
             CapacityError: more tokens, or larger adapters, than the whole pool can hold; more samples than may wait.
             OverloadedError: as many sequences wait as `EngineConfig.max_waiting` allows.
         """
-        request = self._intake.request(
-            prompt, params or SamplingParams(), mixture, request_id, tenant=tenant, deadline_s=deadline_s
+        (request_id,) = self.submit_all(
+            [prompt], params, mixture, request_ids=[request_id], tenant=tenant, deadline_s=deadline_s
         )
-        self._check_queue(request.params.n)  # before anything is made for the samples
-        form = request.params.response_format
+        return request_id
+
+    def submit_all(
+        self,
+        prompts: SequenceOf[Prompt],
+        params: SamplingParams | None = None,
+        mixture: MixtureLike = None,
+        *,
+        request_ids: SequenceOf[str | None] | None = None,
+        tenant: str = "",
+        deadline_s: float | None = None,
+    ) -> list[str]:
+        """Queue a request for each prompt, or none of them; returns their ids. All else is as in `submit`."""
+        params = params or SamplingParams()
+        requests = self._intake.requests(
+            prompts,
+            params,
+            mixture,
+            request_ids or [None] * len(prompts),
+            tenant=tenant,
+            deadline_s=deadline_s,
+        )
+        self._check_queue(params.n * len(requests))  # before anything is made for the samples
+        form = params.response_format
         guide = None if form is None else self._guides.start(form)
-        live = [self._begin(request, index, guide) for index in range(request.params.n)]
+        live = [self._begin(request, index, guide) for request in requests for index in range(params.n)]
+        ids = [request.request_id for request in requests]
         with self._submitting:
             self._check_queue(len(live))
-            if request.request_id in self._open:
-                raise RequestError(
-                    f"a request with the id '{request.request_id}' is being served; ids must differ"
-                )
-            self._open[request.request_id] = len(live)
-            for ref in _refs(request):
-                self._residency.note(ref)
-            self._loader.demand(request)
+            for request_id in ids:
+                if request_id in self._open or ids.count(request_id) > 1:
+                    raise RequestError(
+                        f"a request with the id '{request_id}' is being served; ids must differ"
+                    )
+            for request in requests:
+                self._open[request.request_id] = params.n
+                for ref in _refs(request):
+                    self._residency.note(ref)
+                self._loader.demand(request)
             self._submitted.extend(live)
-        return request.request_id
+        return ids
 
     def cancel(self, request_id: str) -> None:
         """End a request; its pages are free within one step. No effect on one that has ended."""

@@ -39,19 +39,20 @@ class Intake:
         self._page_bytes = page_bytes
         self._arrivals = count()
 
-    def request(
+    def requests(
         self,
-        prompt: Prompt,
+        prompts: SequenceOf[Prompt],
         params: SamplingParams,
         mixture: MixtureLike,
-        request_id: str | None,
+        request_ids: SequenceOf[str | None],
         *,
         tenant: str,
         deadline_s: float | None,
-    ) -> Request:
-        """Make a request.
+    ) -> list[Request]:
+        """Make a request of each prompt; names are looked up once for all of them.
 
         Args:
+            request_ids: one for each prompt; None chooses it.
             deadline_s: seconds from now by which the first token is wanted.
         Raises:
             RequestError: an empty prompt, one longer than the context, a mixture or option that makes no sense.
@@ -62,23 +63,29 @@ class Intake:
         if deadline_s is not None and not deadline_s > 0:  # so written, it refuses NaN too
             raise RequestError(f"deadline_s must be a number of seconds above 0, got {deadline_s}")
         self._check_ids(params)
-        tokens = self.tokenize(prompt)
+        tokenized = [self.tokenize(prompt) for prompt in prompts]
         parsed = Mixture.parse(mixture)
         adapters = tuple((self._library.locate(name), weight) for name, weight in parsed.weights)
-        max_tokens = self._max_tokens(len(tokens), params.max_tokens, [ref for ref, _ in adapters])
-        arrival = next(self._arrivals)
-        return Request(
-            request_id=request_id or f"request-{arrival}",
-            arrival=arrival,
-            prompt=tuple(tokens),
-            params=params,
-            max_tokens=max_tokens,
-            mixture=parsed,
-            adapters=adapters,
-            tenant=tenant,
-            submitted_at=now,
-            deadline=None if deadline_s is None else now + deadline_s,
-        )
+        refs = [ref for ref, _ in adapters]
+        requests = []
+        for tokens, request_id in zip(tokenized, request_ids, strict=True):
+            max_tokens = self._max_tokens(len(tokens), params.max_tokens, refs)
+            arrival = next(self._arrivals)
+            requests.append(
+                Request(
+                    request_id=request_id or f"request-{arrival}",
+                    arrival=arrival,
+                    prompt=tuple(tokens),
+                    params=params,
+                    max_tokens=max_tokens,
+                    mixture=parsed,
+                    adapters=adapters,
+                    tenant=tenant,
+                    submitted_at=now,
+                    deadline=None if deadline_s is None else now + deadline_s,
+                )
+            )
+        return requests
 
     def tokenize(self, prompt: Prompt) -> list[int]:
         """Return the tokens of a prompt.
