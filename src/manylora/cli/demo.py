@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.progress import MofNCompleteColumn, Progress, track
 from rich.table import Table
 
-from manylora.cli.demo_pictures import draw_grid
+from manylora.cli.demo_pictures import draw_demo
 from manylora.cli.demo_prompts import QUESTIONS, TRAINED, TRAINED_REQUESTS
 from manylora.errors import ConfigError
 from manylora.lora.mixture import Mixture
@@ -88,7 +88,7 @@ def demo(
         raise ConfigError(
             f"the trained adapters should be in {SHIPPED}; run the demo from a checkout of the repository"
         )
-    draw_grid(console)
+    draw_demo(console)
     model, tokenizer = load_model(MODEL), load_tokenizer(MODEL)
     generated = _generate(base_sites(model.config), folder.expanduser(), count - len(TRAINED))
     library = Library(SHIPPED, folder.expanduser())

@@ -1,6 +1,7 @@
-"""The demo's picture: a few prompts, each made by the teacher and by few-step mixtures, all in one batch."""
+"""The demo's picture: a few prompts, each made by the base and by few-step mixtures, all in one batch."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,29 +27,35 @@ class Column:
     params: ImageParams
 
 
-def columns(guidance: float) -> list[Column]:
-    """Return the teacher at 32, 4 and 2 steps, the LCM-LoRA at 4 and 2, and beside two styles at 4."""
-    teacher = [
-        Column(f"{n} steps", None, ImageParams(sampler="ddim", steps=n, guidance=guidance, seed=SEED))
-        for n in (32, 4, 2)
+def demo_columns() -> list[Column]:
+    """Return the base at 32, 4 and 2 steps, with the LCM-LoRA at 4 and 2, and with two styles beside it at 4."""
+    return [
+        *(slow(f"{n} steps", None, n) for n in (32, 4, 2)),
+        *(fast(f"lcm, {n}", "lcm", n) for n in (4, 2)),
+        fast("+ paper-cut, 4", "lcm+paper-cut:0.8", 4),
+        fast("+ neon, 4", "lcm+neon:0.8", 4),
     ]
-    few = [
-        Column(f"{n}, {label}", mixture, ImageParams(steps=n, seed=SEED))
-        for n, label, mixture in (
-            (4, "lcm", "lcm"),
-            (2, "lcm", "lcm"),
-            (4, "+ paper-cut", "lcm+paper-cut:0.8"),
-            (4, "+ neon", "lcm+neon:0.8"),
-        )
-    ]
-    return teacher + few
 
 
-def draw_grid(console: Console, out: Path = GRID) -> None:
+def slow(label: str, mixture: str | None, steps: int) -> Column:
+    """DDIM, at the guidance that the LCM-LoRA was distilled from."""
+    told = json.loads((SHIPPED / "loras" / "lcm" / "distill.json").read_text(encoding="utf-8"))
+    return Column(
+        label, mixture, ImageParams(sampler="ddim", steps=steps, guidance=told["guidance"], seed=SEED)
+    )
+
+
+def fast(label: str, mixture: str, steps: int) -> Column:
+    return Column(label, mixture, ImageParams(steps=steps, seed=SEED))
+
+
+def draw_grid(
+    console: Console, out: Path, prompts: Sequence[str], columns: Sequence[Column], title: str
+) -> None:
     """Make the pictures of all prompts and columns in one batch, and write them as one picture.
 
     Raises:
-        ConfigError: the shipped base is not where a checkout has it, or the picture cannot be written.
+        ConfigError: the picture cannot be written.
     """
     import torch
 
@@ -59,13 +66,7 @@ def draw_grid(console: Console, out: Path = GRID) -> None:
     from manylora.lora.library import Library
     from manylora.models.diffusion_base import load_diffusion_base
 
-    if not (SHIPPED / "model").is_dir():
-        raise ConfigError(
-            f"the small image model should be in {SHIPPED / 'model'}; run the demo from a checkout of the repository"
-        )
-    told = json.loads((SHIPPED / "loras" / "lcm" / "distill.json").read_text(encoding="utf-8"))
-    shown = columns(told["guidance"])
-    jobs = [(prompt, column) for prompt in PROMPTS for column in shown]
+    jobs = [(prompt, column) for prompt in prompts for column in columns]
     base = load_diffusion_base(str(SHIPPED / "model"), dtype=torch.float32, device="cpu")
     with ImageEngine(base, Library(SHIPPED / "loras"), ImageEngineConfig(max_batch=len(jobs))) as engine:
         pictures = engine.generate(
@@ -76,17 +77,30 @@ def draw_grid(console: Console, out: Path = GRID) -> None:
     for picture in pictures:
         if picture.error is not None:
             raise picture.error
+    rows = [pictures[start : start + len(columns)] for start in range(0, len(jobs), len(columns))]
     grid = labelled_grid(
-        [[p.image for p in pictures[i : i + len(shown)]] for i in range(0, len(jobs), len(shown))],
-        [column.label for column in shown],
-        list(PROMPTS),
-        title="base at 32, 4, 2 steps; with the LCM-LoRA at 4, 2; with a style at 0.8 beside it",
+        [[picture.image for picture in row] for row in rows],
+        [column.label for column in columns],
+        list(prompts),
+        title=title,
     )
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         save_png(grid, out, {SETTINGS_KEY: json.dumps([picture.settings for picture in pictures])})
     except OSError as error:
         raise ConfigError(f"cannot write '{out}': {error.strerror or error}") from None
-    console.print(
-        f"{out}: {len(jobs)} pictures, {len(PROMPTS)} prompts by {len(shown)} ways of making them"
-    )
+    console.print(f"{out}: {len(jobs)} pictures, {len(prompts)} prompts in {len(columns)} ways")
+
+
+def draw_demo(console: Console, out: Path = GRID) -> None:
+    """Draw the demo's grid.
+
+    Raises:
+        ConfigError: the shipped base is not where a checkout has it, or the picture cannot be written.
+    """
+    if not (SHIPPED / "model").is_dir():
+        raise ConfigError(
+            f"the small image model should be in {SHIPPED / 'model'}; run the demo from a checkout of the repository"
+        )
+    title = "the base at 32, 4, 2 steps; with the LCM-LoRA at 4, 2; with a style at 0.8 beside it"
+    draw_grid(console, out, PROMPTS, demo_columns(), title)
