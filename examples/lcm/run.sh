@@ -5,7 +5,7 @@
 #   full       all weights of the UNet instead, for comparison
 #   steps      few steps with and without the LoRA, beside samplers that need no training
 #   universal  the LoRA beside each style, and in a base fine-tuned on another set
-# Needs the base (../icons/run.sh); `universal` also the styles (../styles/run.sh, and that with `finetune`). Run it again
+# RECORD=--no-record keeps no row. Needs the base (../icons/run.sh); `universal` also the styles (../styles/run.sh, and that with `finetune`). Run it again
 # after an interruption: it goes on where it was.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/../.." && pwd)
@@ -31,7 +31,7 @@ distill() {
 
 bench() {
     "$python" -m manylora bench image --base runs/icons/pipeline --judge runs/icons/judge/judge --data icons/data/held_out \
-        --guidance "$guidance" --loras runs/icons/loras --cache runs/icons/bench --record \
+        --guidance "$guidance" --loras runs/icons/loras --cache runs/icons/bench ${RECORD:---record} \
         --num-prompts 100 --chance seeds "$@" # the hundred captions are all that there are
 }
 
