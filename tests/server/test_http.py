@@ -21,6 +21,7 @@ from manylora.models.tiny import tiny_model, tiny_tokenizer
 from manylora.server.app import create_app
 from manylora.server.config import ServerConfig
 from manylora.server.connection import TimedConnection
+from manylora.server.prompts import Prompts
 from manylora.text import Engine, EngineConfig, SamplingParams
 
 BODY: dict[str, Any] = {
@@ -378,6 +379,35 @@ def test_a_request_that_makes_no_sense_gets_an_answer_in_openais_shape(api, body
         answer = api.post("/v1/completions", content=sent, headers={"Content-Type": "application/json"})
         assert answer.status_code == status, answer.text
         assert says in error_of(answer)["message"]
+
+
+def test_what_is_far_too_long_is_refused_before_it_is_tokenized(api, running, monkeypatch):
+    """The tiny model has 512 tokens of context, and its longest token, a special one, a few characters."""
+    longest = max(map(len, running.tokenizer.get_vocab()))
+    asked: list[Callable[..., Any]] = []
+    real = Prompts._run
+
+    async def noting(self: Prompts, work: Callable[[], Any]) -> Any:
+        asked.append(work)
+        return await real(self, work)
+
+    monkeypatch.setattr(Prompts, "_run", noting)
+    limit, bodies = 512 * longest, []
+    for length in (limit, limit + 1):
+        text = "x" * length
+        chat = [{"role": "user", "content": text[10:]}, {"role": "user", "content": "x" * 10}]
+        bodies += [{"prompt": text}, {"prompt": ["x", text]}, {"messages": chat}]
+    for number, body in enumerate(bodies):
+        asked.clear()
+        path = "/v1/chat/completions" if "messages" in body else "/v1/completions"
+        error = error_of(api.post(path, json={"model": "tiny", "max_tokens": 1} | body))
+        assert bool(asked) == (number < 3)
+        if number >= 3:
+            assert f"{limit + 1:,} characters" in error["message"]
+            assert f"{limit:,} characters at most" in error["message"]
+            assert error["param"] == next(iter(body))
+    assert api.post("/tokenize", json={"prompt": "x" * (limit + 1)}).status_code == 400
+    assert api.post("/tokenize", json={"prompt": "x" * limit}).json()["count"] == limit
 
 
 def test_other_paths_methods_and_media_types(api):

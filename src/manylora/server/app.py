@@ -61,7 +61,7 @@ def create_app(client: EngineClient, config: ServerConfig, tokenizer: Any) -> Fa
         config=config,
         tenants=Tenants.load(config.api_keys),
         metrics=Metrics(client),
-        prompts=Prompts(tokenizer),
+        prompts=Prompts(tokenizer, client.model.max_position),
         token_texts=TokenTexts(tokenizer),
     )
     app = FastAPI(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Sequence
 from typing import Annotated
@@ -68,9 +67,9 @@ def router(service: Service) -> APIRouter:
 async def _tokenized(service: Service, body: CompletionBody) -> Sequence[Sequence[int]]:
     prompt = body.prompt
     if isinstance(prompt, str):
-        return [await service.prompts.of_text(prompt)]
+        return await service.prompts.of_texts([prompt])
     if isinstance(prompt[0], str):
-        return await asyncio.gather(*(service.prompts.of_text(text) for text in prompt))
+        return await service.prompts.of_texts(prompt)
     return [prompt] if isinstance(prompt[0], int) else prompt
 
 

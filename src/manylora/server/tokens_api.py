@@ -37,7 +37,9 @@ def router(service: Service) -> APIRouter:
         """Return the tokens of a prompt, or of a chat as the model's template writes it."""
         await _check_model(service, request, body.model)
         if isinstance(body, TokenizeText):
-            tokens = await service.prompts.of_text(body.prompt, add_special_tokens=body.add_special_tokens)
+            (tokens,) = await service.prompts.of_texts(
+                [body.prompt], add_special_tokens=body.add_special_tokens
+            )
         else:
             tokens = await service.prompts.of_chat(body)
         strings = await service.prompts.token_strings(tokens) if body.return_token_strs else UNSET
