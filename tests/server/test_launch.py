@@ -29,11 +29,13 @@ from manylora.models.tiny import tiny_tokenizer
 from manylora.server import engine_process, launch
 from manylora.server.channel import AsyncChannel
 from manylora.server.config import ServerConfig
+from manylora.server.engine_client import EngineClient
 from manylora.server.messages import ToApi
 from manylora.server.tokenizer import build_tokenizer, describe_tokenizer
 from manylora.text.config import EngineConfig
 from manylora.text.policies import POLICIES
-from tests.server.engines import run
+from tests.server.engines import run, serving
+from tests.text.engines import engine, library
 
 MANY = 10_000
 END_S = 60
@@ -186,6 +188,40 @@ def test_told_to_end_it_finishes_what_is_under_way(servers: list[Server]) -> Non
     assert not engine.is_running()
     order = [line["message"] for line in server.lines]
     assert order.index("told to end; draining") < len(order) - 1 - order[::-1].index("POST /v1/completions")
+
+
+def test_while_it_drains_probes_and_clients_are_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = ServerConfig(model="m", served_model_name="tiny", port=0)
+    body = {"model": "tiny", "prompt": "x", "max_tokens": 1}
+
+    async def test() -> int:
+        source, may_end, drain = library(), asyncio.Event(), EngineClient.drain
+
+        async def draining(client: EngineClient, timeout_s: float) -> None:
+            await drain(client, timeout_s)
+            await may_end.wait()
+
+        monkeypatch.setattr(EngineClient, "drain", draining)
+        async with serving(engine(source=source), source) as client:
+            listener = launch._bound(config)
+            listener.listen()  # so that who connects waits until it is served
+            served = asyncio.create_task(launch._serve_http(config, client, tiny_tokenizer(), listener))
+            async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{listener.getsockname()[1]}") as http:
+                assert (await http.get("/ready")).status_code == 200
+                assert (await http.post("/v1/completions", json=body)).status_code == 200
+                os.kill(os.getpid(), signal.SIGTERM)
+                while not client.is_draining:
+                    await asyncio.sleep(0.01)
+            # A new connection, as a probe makes it.
+            async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{listener.getsockname()[1]}") as http:
+                assert (await http.get("/ready")).status_code == 503
+                assert (await http.get("/health")).status_code == 200
+                refused = await http.post("/v1/completions", json=body)
+                assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
+            may_end.set()
+            return await served
+
+    assert run(test()) == 0
 
 
 def test_an_engine_that_dies_is_told_to_clients_and_ends_the_server(servers: list[Server]) -> None:

@@ -1,7 +1,8 @@
 """Starts both processes and ends them: signals, drain, exit status. Runs in the API process.
 
-SIGTERM, SIGINT   nothing more is accepted, requests under way go on up to drain_timeout_s, what is left is cancelled;
-                  status 0. The second time, cancel at once; while the model loads, leave at once.
+SIGTERM, SIGINT   new requests are refused and /ready says so, requests under way go on up to drain_timeout_s, what is
+                  left is cancelled, connections are closed; status 0. The second time, cancel at once; while the model
+                  loads, leave at once.
 the engine ends   requests under way are answered with an error; status 1.
 this process ends the engine process sees its pipe close, and ends.
 """
@@ -127,7 +128,6 @@ async def _serve_http(
             server_header=False,
             ws="none",
             timeout_keep_alive=config.keep_alive_s,
-            timeout_graceful_shutdown=math.ceil(config.drain_timeout_s + CANCEL_GRACE_S),
         )
     )
     serving = asyncio.create_task(server.serve([listener]))
@@ -135,8 +135,13 @@ async def _serve_http(
     await _first(stop.wait(), client.closed.wait(), serving)
     status = 0 if client.is_alive and stop.is_set() else 1
     log.info("%s; draining", "told to end" if status == 0 else "the engine or the HTTP server has stopped")
+    end = time.monotonic() + config.drain_timeout_s + CANCEL_GRACE_S
+    # Only afterwards are connections refused: whoever balances load asks /ready, and is told to ask others.
+    await client.drain(config.drain_timeout_s)
+    # What was answered is on its way to clients, who have the rest of the time to read it.
+    server.config.timeout_graceful_shutdown = max(1, math.ceil(end - time.monotonic()))
     server.should_exit = True
-    await asyncio.gather(client.drain(config.drain_timeout_s), serving)
+    await serving
     announcing.cancel()
     return status
 
