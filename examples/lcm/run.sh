@@ -5,8 +5,8 @@
 #   full       all weights of the UNet instead, for comparison
 #   steps      few steps with and without the LoRA, beside samplers that need no training
 #   universal  the LoRA beside each style, and in a base fine-tuned on another set
-# RECORD=--no-record keeps no row. Needs the base (../icons/run.sh); `universal` also the styles (../styles/run.sh, and that with `finetune`). Run it again
-# after an interruption: it goes on where it was.
+# Needs the base (../icons/run.sh); `universal` also the styles (../styles/run.sh, and that with `finetune`). Run it again
+# after an interruption: it goes on where it was. RECORD=--no-record looks and keeps no row.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/../.." && pwd)
 
