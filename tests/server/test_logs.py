@@ -40,9 +40,27 @@ def test_a_json_line_is_one_object():
 
 def test_a_text_line_cannot_be_forged():
     line = TextLines().format(record("GET %s", model="x\n2026-11-23 info all is well\r"))
-    assert line.endswith(r"info GET /x model=x\n2026-11-23 info all is well\r")
+    assert line.endswith(r'info GET /x model="x\n2026-11-23 info all is well\r"')
     assert "\n" not in line
-    assert "ZeroDivisionError: why" in TextLines().format(record("%s", error=True)).splitlines()[-1]
+    unseen = TextLines().format(
+        record("GET %s", model="\x1b[2J\x85\u2028\u202e\x7f\ud800", user="ünïcode/a:1+b")
+    )
+    assert unseen.endswith(r'model="\x1b[2J\x85\u2028\u202e\x7f\ud800" user=ünïcode/a:1+b')
+    assert len(unseen.splitlines()) == 1
+    fields = TextLines().format(record("GET %s", model='x" status=200', user=""))
+    assert fields.endswith(r"""model="x\" status=200" user="" """.strip())
+
+
+def test_an_exception_begins_no_line_of_the_log():
+    try:
+        raise ValueError("x\n2026-11-23 info all is well")
+    except ValueError:
+        failed = logging.LogRecord("manylora", logging.ERROR, "x.py", 1, "why", (), sys.exc_info())
+    first, *rest = TextLines().format(failed).split("\n")
+    assert first.endswith("error why")
+    assert rest[0].startswith("  Traceback")
+    assert rest[-1] == "  2026-11-23 info all is well"
+    assert all(line.startswith("  ") for line in rest)
 
 
 @pytest.mark.parametrize("lines", [JsonLines(), TextLines()])

@@ -7,6 +7,7 @@ import logging
 import re
 import time
 import uuid
+from urllib.parse import quote
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -96,7 +97,9 @@ class Gate:
             "duration_s": round(time.monotonic() - context.began, 4),
             **context.fields,
         }
-        log.log(level, "%s %s", scope["method"], scope["path"], extra={"fields": fields})
+        # As it came, so that a space in it begins no field of its own.
+        path = quote(scope["path"], safe="/:@!$&'()*+,;=~", errors="replace")
+        log.log(level, "%s %s", scope["method"], path, extra={"fields": fields})
 
 
 def _request_id(headers: Headers) -> str:

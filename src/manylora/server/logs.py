@@ -33,14 +33,29 @@ class JsonLines(logging.Formatter):
 
 
 class TextLines(logging.Formatter):
-    """time level message name=value ..."""
+    """time level message name=value ...
+
+    What a client sent begins no line, steers no terminal, and passes for no field: a value that is more than one plain
+    word stands in quotes, and the lines of an exception are indented.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
-        said = [f"{name}={value}" for name, value in _fields(record).items()]
-        line = " ".join([_time(record), record.levelname.lower(), record.getMessage(), *said])
-        # What a client sent must not begin a line of its own.
-        line = line.replace("\r", "\\r").replace("\n", "\\n")
-        return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
+        said = [f"{name}={_word(str(value))}" for name, value in _fields(record).items()]
+        line = " ".join([_time(record), record.levelname.lower(), _escaped(record.getMessage()), *said])
+        if record.exc_info:
+            lines = self.formatException(record.exc_info).split("\n")
+            line += "".join(f"\n  {_escaped(one)}" for one in lines)
+        return line
+
+
+def _word(value: str) -> str:
+    is_plain = value.isprintable() and not set(value) & set(' ="\\')
+    return value if value and is_plain else '"' + _escaped(value.replace('"', '\\"')) + '"'
+
+
+def _escaped(text: str) -> str:
+    """As Python would write it in a string literal, where a character is invisible or begins a line."""
+    return "".join(one if one.isprintable() else repr(one)[1:-1] for one in text)
 
 
 def _time(record: logging.LogRecord) -> str:
