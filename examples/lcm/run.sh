@@ -25,7 +25,7 @@ mkdir -p runs/icons/loras # the sweep comes before any LoRA
 
 distill() {
     "$python" -m manylora distill runs/icons/pipeline --base-name manylora-icons --data icons/data/train \
-        --guidance "$guidance" --num-steps 2000 --batch 32 --rank 16 --learning-rate 3e-4 --ema-decay 0.95 \
+        --guidance "$guidance" --num-steps 1200 --batch 32 --rank 16 --learning-rate 3e-4 --ema-decay 0.95 \
         --seed 0 --runs-dir runs/icons/lora-runs "$@"
 }
 

@@ -35,12 +35,12 @@ for style in "$@"; do
     case $style in
         finetune)
             train finetune-fluent-emoji fluent-emoji --rank 64 --targets all --learning-rate 5e-4 --batch-rows 32 \
-                --max-steps "${STEPS:-600}"
+                --max-steps "${STEPS:-400}"
             "$python" -m styles.merge --base "$base"
             ;;
         *)
             train "$style" "$style" --rank 8 --targets all --learning-rate 1e-3 --batch-rows 32 \
-                --max-steps "${STEPS:-400}"
+                --max-steps "${STEPS:-300}"
             ;;
     esac
 done
