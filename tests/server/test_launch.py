@@ -371,6 +371,7 @@ def test_an_engine_that_says_nothing_is_not_waited_for() -> None:
         ("client_timeout_s", 0.0),
         ("drain_timeout_s", -1.0),
         ("request_timeout_s", float("nan")),
+        ("first_token_deadline_s", 5.0),  # which fcfs would not heed
         ("policy_options", ("max_distinct",)),
         ("policy_options", ("max_distinct=many",)),
     ],
@@ -379,6 +380,11 @@ def test_a_setting_out_of_range_is_refused_by_name(setting: str, value: Any) -> 
     ServerConfig(model="m")
     with pytest.raises(ConfigError, match=setting):
         ServerConfig(**{"model": "m", setting: value})
+
+
+def test_a_deadline_is_taken_where_it_may_be_heeded() -> None:
+    for policy in ("slo", "package.module:Class"):
+        assert ServerConfig(model="m", policy=policy, first_token_deadline_s=5.0).heeds_deadlines
 
 
 def test_every_policy_of_the_engine_is_explained() -> None:

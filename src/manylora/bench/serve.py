@@ -190,9 +190,11 @@ class _Bench:
             return
         names = [adapter_name(number) for number in range(config.num_adapters)]
         # Without a prefix cache: what it saved on requests that happen to be equal would be no speed.
-        options = ["--no-prefix-caching", "--first-token-deadline-s", str(config.slo_s)]
+        options = ["--no-prefix-caching"]
         if policy:
             options += ["--policy", BENCH_POLICIES.get(policy, policy)]
+        if policy == "slo" or policy in BENCH_POLICIES:  # the others refuse deadlines
+            options += ["--first-token-deadline-s", str(config.slo_s)]
         options += config.options
         with started_server(config.model, self.adapters_folder, names, config.tenants, options) as server:
             yield server

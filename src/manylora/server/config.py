@@ -35,7 +35,7 @@ class ServerConfig:
     """Options of the policy, as name=value with commas between: max_distinct=16,max_overtaken=64."""
 
     first_token_deadline_s: float | None = None
-    """Deadline of the first token where a request names none. Only the policy `slo` heeds deadlines."""
+    """Deadline of the first token where a request names none; refused unless the policy is `slo` or one of your own."""
 
     cache_dir: Path | None = None
     """Where adapters of remote roots are copied to; by default in the user's cache folder."""
@@ -97,7 +97,17 @@ class ServerConfig:
             raise ConfigError(f"drain_timeout_s must be 0 or more, got {self.drain_timeout_s}")
         if not 0 <= self.port <= 65535:
             raise ConfigError(f"port must be from 0 to 65535, got {self.port}")
+        if self.first_token_deadline_s is not None and not self.heeds_deadlines:
+            raise ConfigError(
+                f"first_token_deadline_s is {self.first_token_deadline_s:g}, and the policy {self.policy!r} heeds no "
+                "deadlines; choose the policy 'slo', or leave the deadline out"
+            )
         self.policy_values  # noqa: B018  # refuses what it cannot read
+
+    @property
+    def heeds_deadlines(self) -> bool:
+        """Whether deadlines of first tokens may have an effect: of a policy of one's own, that is not known."""
+        return self.policy == "slo" or ":" in self.policy
 
     @property
     def policy_values(self) -> dict[str, float]:

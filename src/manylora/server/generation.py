@@ -234,11 +234,10 @@ def _deadline_s(body: Sampling, service: Service) -> float | None:
     Raises:
         ApiError: the request names a deadline, and nothing here would heed it.
     """
-    policy = service.config.policy
-    if body.deadline is not None and policy != "slo":
+    if body.deadline is not None and not service.config.heeds_deadlines:
         raise ApiError(
             400,
-            f"deadlines are heeded by the policy 'slo' alone; this server runs '{policy}'",
+            f"deadlines are heeded by the policy 'slo' alone; this server runs '{service.config.policy}'",
             param="deadline",
         )
     return body.deadline if body.deadline is not None else service.config.first_token_deadline_s
