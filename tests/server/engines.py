@@ -34,7 +34,7 @@ async def serving(
     """Run the engine as its process does. Limits are those of StreamLimits."""
     here, there = socket.socketpair()
     channel: Channel[ToEngine] = Channel(there, ToEngine)
-    process = EngineProcess(engine, AdapterCalls(engine, library, roots), channel, library.folders)
+    process = EngineProcess(engine, AdapterCalls(engine, library, roots), channel, library.prefixes)
     crash: list[BaseException] = []
 
     def live() -> None:

@@ -16,9 +16,12 @@ import torch
 from manylora.lora.formats import save_peft
 from manylora.lora.library import Library
 from manylora.models.tiny import tiny_adapter, tiny_config
+from manylora.server import adapter_calls
 from manylora.server.engine_client import EngineClient, EngineError
 from manylora.server.messages import UNAVAILABLE, Step
 from manylora.text import Engine, SamplingParams
+from tests.lora.remote_servers import FolderServer
+from tests.lora.remote_servers import serving as serving_folder
 from tests.server.engines import gather, run, serving, tokens_of
 from tests.text.engines import CONFIG, engine, library
 
@@ -429,10 +432,72 @@ def test_what_cannot_be_loaded_changes_nothing(case: str, root: Path) -> None:
     run(test(engine(source=names)))
 
 
+def test_a_root_that_is_down_costs_its_own_names_alone_and_is_told_to_no_client(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(adapter_calls, "LISTING_AGE_S", 0.0)
+    save_peft(tiny_adapter(CONFIG, seed=7), tmp_path / "remote" / "far")
+    here = ["alice", "broken", "no-unicode", "other-model", "team/bob"]
+
+    async def test(one: Engine, names: Library, url: str) -> None:
+        async with serving(one, names, [str(root), url]) as client:
+
+            async def refused(kind: str) -> None:
+                for asked in (
+                    client.submit("id", PROMPT, GREEDY, [("nobody", 1.0)]),
+                    client.adapter_info("nobody"),
+                    client.pin("nobody"),
+                    client.load_adapter("new", "nobody"),
+                ):
+                    with pytest.raises(EngineError) as error:
+                        await asked
+                    assert error.value.kind == kind
+                    assert "127.0.0.1" not in str(error.value)
+
+            await refused("AdapterNotFoundError")
+            remote.status = 500
+            assert await client.names() == here
+            assert f"'{url}' could not list its names" in caplog.text
+            await refused("AdapterUnavailableError")
+            assert f"'{url}' could not say whether it holds 'nobody'" in caplog.text
+            remote.status = None
+            assert await client.names() == sorted([*here, "far"])
+            remote.status = 500
+            assert await client.names() == sorted([*here, "far"]), "as it was when it last answered"
+
+    remote = FolderServer(tmp_path / "remote")
+    with serving_folder(remote) as url:
+        names = Library(root, url, cache_dir=tmp_path / "cache")
+        run(test(engine(source=names), names, url))
+
+
+def test_a_root_that_hangs_is_not_waited_for_by_a_listing(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names, may_answer = Library(root), threading.Event()
+    source = names._listings[0].source
+    real = source.names
+    monkeypatch.setattr(adapter_calls, "LISTING_AGE_S", 0.0)
+    monkeypatch.setattr(adapter_calls, "LISTING_WAIT_S", 0.05)
+
+    async def test(one: Engine) -> None:
+        async with serving(one, names) as client:
+            known = await client.names()
+            assert "alice" in known
+            (root / "broken.safetensors").rename(root / "late.safetensors")
+            monkeypatch.setattr(source, "names", lambda: may_answer.wait() and real())
+            assert await client.names() == known
+            may_answer.set()
+            await until(lambda: "late" in names.known_names())
+            assert "late" in await client.names()
+
+    run(test(engine(source=names)))
+
+
 def test_an_answer_that_takes_too_long_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     names, may_answer = library(), threading.Event()
     one = engine(source=names)
-    monkeypatch.setattr(names, "names", lambda: may_answer.wait() and [])
+    monkeypatch.setattr(names, "known_names", lambda: may_answer.wait() and [])
 
     async def test(one: Engine) -> None:
         async with serving(one, names) as client:

@@ -7,9 +7,16 @@ import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from time import monotonic
 from typing import Any, TypeAlias
 
-from manylora.errors import AdapterError, AdapterFormatError, AdapterNotFoundError, ConfigError
+from manylora.errors import (
+    AdapterError,
+    AdapterFormatError,
+    AdapterNotFoundError,
+    AdapterUnavailableError,
+    ConfigError,
+)
 from manylora.lora.adapter import Adapter, AdapterId
 from manylora.lora.downloads import DownloadCache
 from manylora.lora.listing import Listing
@@ -84,10 +91,12 @@ class Library:
         self._pointed: dict[str, _Target | None] = {}  # None: removed, though a root may hold it
 
     @property
-    def folders(self) -> frozenset[str]:
-        """Absolute local folders below which files are opened, links resolved and not: messages name paths there."""
+    def prefixes(self) -> frozenset[str]:
+        """What paths and URLs below the roots begin with, links resolved and not: messages hold them."""
         folders = {listing.source.folder for listing in self._listings}
-        return frozenset(folders | {os.path.realpath(folder) for folder in folders})
+        folders |= {os.path.realpath(folder) for folder in folders}
+        urls = {listing.source.url_prefix for listing in self._listings}
+        return frozenset({f"{folder}/" for folder in folders} | (urls - {""}))
 
     def names(self) -> list[str]:
         """Return all names, sorted. The roots are listed at the first call and after `refresh`.
@@ -96,6 +105,27 @@ class Library:
             AdapterUnavailableError: a remote root cannot be reached.
         """
         return sorted(self._visible(set().union(*(listing.names() for listing in self._listings))))
+
+    def known_names(self) -> list[str]:
+        """Return the names as far as they can be had without asking a remote root, sorted."""
+        return sorted(self._visible(set().union(*(listing.known_names() for listing in self._listings))))
+
+    def list_anew(self, timeout_s: float) -> list[AdapterUnavailableError]:
+        """List all roots at once; returns why a root could not be listed in time, whose names stay as they were known.
+
+        One that takes longer goes on, and its names are known when it is done.
+        """
+        end, errors = monotonic() + timeout_s, []
+        readings = [(listing.source.label, listing.read_anew()) for listing in self._listings]
+        for label, reading in readings:
+            try:
+                reading.result(max(0.0, end - monotonic()))
+            except AdapterUnavailableError as error:
+                errors.append(error)
+            except TimeoutError:
+                message = f"adapter root '{label}' could not list its names within {timeout_s:g} s"
+                errors.append(AdapterUnavailableError(message))
+        return errors
 
     def refresh(self) -> None:
         """List the roots anew at the next call of `names`. `locate` looks at what is there now anyway."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import threading
+from concurrent.futures import Future
 
+from manylora.lora.aside import aside
 from manylora.lora.sources import Source
 
 
@@ -11,6 +13,7 @@ class Listing:
     def __init__(self, source: Source) -> None:
         self.source = source
         self._names: set[str] | None = None
+        self._anew: Future[None] | None = None
         self._lock = threading.Lock()
         self._reading = (
             threading.Lock()
@@ -37,6 +40,13 @@ class Listing:
         """Return the names as far as they can be had without asking a remote root."""
         return self.names() if self.is_known else set()
 
+    def read_anew(self) -> Future[None]:
+        """Begin to read the names anew, unless that is under way. Until then, or if it fails, the old ones count."""
+        with self._lock:
+            if self._anew is None or self._anew.done():
+                self._anew = aside(self._read)
+            return self._anew
+
     def note(self, name: str, exists: bool) -> None:
         """Take in what was just seen of one name."""
         with self._lock:
@@ -46,3 +56,8 @@ class Listing:
     def forget(self) -> None:
         with self._lock:
             self._names = None
+
+    def _read(self) -> None:
+        names = set(self.source.names())
+        with self._lock:
+            self._names = names

@@ -78,7 +78,7 @@ class RemoteSource:
         self._cache = cache
         # What a name is put behind: for the file system, and in a URL. A root may be bare, as hf:// is.
         self._prefix = f"{root.rstrip('/')}/" if root.strip("/") else ""
-        self._url_prefix = f"{self.label.rstrip('/')}/" if host else self.label
+        self.url_prefix = f"{self.label.rstrip('/')}/" if host else self.label
 
     @property
     def folder(self) -> str:
@@ -112,14 +112,14 @@ class RemoteSource:
         if (files := self._ask(name, path)) is None:
             return None
         num_bytes = files[TENSOR_FILE].num_bytes
-        return Found(location=self._url_prefix + path, version=_version(files), num_bytes=num_bytes)
+        return Found(location=self.url_prefix + path, version=_version(files), num_bytes=num_bytes)
 
     def name_of(self, location: str) -> str | None:
         if self._credentials:
             location = location.replace(self._credentials, "", 1)
-        if not location.startswith(self._url_prefix):
+        if not location.startswith(self.url_prefix):
             return None
-        path = location.removeprefix(self._url_prefix)
+        path = location.removeprefix(self.url_prefix)
         return unquote(path) if self._is_http else path
 
     @contextmanager
@@ -134,7 +134,7 @@ class RemoteSource:
         yield folder
 
     def _download(self, name: str, found: Found, folder: Path) -> None:
-        path = found.location.removeprefix(self._url_prefix)
+        path = found.location.removeprefix(self.url_prefix)
         for file in (CONFIG_FILE, TENSOR_FILE):
             self._get_file(name, f"{self._prefix}{path}/{file}", folder / file)
         # Asked after the download: if the version located is still there, it is what came.
@@ -177,7 +177,7 @@ class RemoteSource:
             except Exception as error:
                 raise self._unreachable(f"say whether it holds {quoted(name)}", error) from error
             if info.get("type") == "file":
-                files[file] = _remote_file(f"{self._url_prefix}{path}/{file}", info)
+                files[file] = _remote_file(f"{self.url_prefix}{path}/{file}", info)
             elif file == CONFIG_FILE:
                 return None
             else:

@@ -44,6 +44,9 @@ class Source(Protocol):
     label: str
     """The root as messages show it."""
 
+    url_prefix: str
+    """What the URL of an adapter begins with, up to its name; empty for a local folder."""
+
     @property
     def kind(self) -> Literal["folder", "remote"]: ...
 
@@ -86,6 +89,7 @@ class LocalSource:
     """
 
     kind: Literal["folder"] = "folder"
+    url_prefix = ""
 
     def __init__(self, root: str | Path) -> None:
         if not os.fspath(root) or not os.path.isdir(root):

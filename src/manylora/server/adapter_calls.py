@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future
@@ -19,6 +21,11 @@ from manylora.text.engine import Engine
 LISTING_AGE_S = 5.0
 """How old a listing of the roots may be. What a request names is looked up when it comes, whatever the listing says."""
 
+LISTING_WAIT_S = 10.0
+"""How long a root may take to list its names before they are told as they were."""
+
+log = logging.getLogger("manylora.engine")
+
 
 class AdapterCalls:
     """Each public method is one call of `messages.Call`, with its arguments by name.
@@ -32,15 +39,21 @@ class AdapterCalls:
         self._library = library
         self._roots = roots
         self._config = engine.model.config
-        self._listed_at = 0.0
+        self._listed_at = -LISTING_AGE_S
+        self._listing = threading.Lock()
 
     def names(self) -> list[str]:
-        """All names, as the roots held them a few seconds ago at most: whoever asks often shall not make them list."""
-        now = time.monotonic()
-        if now - self._listed_at > LISTING_AGE_S:
-            self._listed_at = now
-            self._library.refresh()
-        return self._library.names()
+        """All names, as the roots held them a few seconds ago at most: whoever asks often shall not make them list.
+
+        Those of a root that does not answer are as it held them when it last did.
+        """
+        with self._listing:
+            now = time.monotonic()
+            if now - self._listed_at > LISTING_AGE_S:
+                self._listed_at = now
+                for error in self._library.list_anew(LISTING_WAIT_S):
+                    log.warning("the list of adapters is not up to date: %s", error)
+        return self._library.known_names()
 
     def adapter_info(self, name: str) -> dict[str, Any]:
         """What is known of an adapter without reading its weights."""

@@ -22,7 +22,7 @@ from typing import Any
 
 import msgspec
 
-from manylora.errors import ManyLoraError
+from manylora.errors import AdapterUnavailableError, ManyLoraError
 from manylora.lifecycle import RequestState
 from manylora.lora.library import Library
 from manylora.models.loading import load_model
@@ -62,6 +62,12 @@ not hold up the others."""
 CALL_THREADS = 2
 """Calls being worked on at a time."""
 
+NOT_NOW = (
+    "an adapter cannot be had now: its root does not answer, or what it sends cannot be stored; ask again later, "
+    "or see the server's log for the cause"
+)
+"""What clients are told of an AdapterUnavailableError."""
+
 log = logging.getLogger("manylora.engine")
 
 
@@ -69,12 +75,12 @@ class EngineProcess:
     """Runs one engine for one pipe."""
 
     def __init__(
-        self, engine: Engine, calls: AdapterCalls, channel: Channel[ToEngine], folders: Iterable[str] = ()
+        self, engine: Engine, calls: AdapterCalls, channel: Channel[ToEngine], prefixes: Iterable[str] = ()
     ) -> None:
-        """folders: the library's; where they lie is not for clients to know."""
+        """prefixes: the library's; where its roots lie is not for clients to know."""
         self._engine = engine
         # The longer first, should one lie inside another.
-        self._folders = tuple(sorted(folders, key=len, reverse=True))
+        self._prefixes = tuple(sorted(prefixes, key=len, reverse=True))
         self._calls = calls
         self._channel = channel
         # Set whenever there is something that the main thread does not know of yet.
@@ -141,11 +147,18 @@ class EngineProcess:
         )
 
     def _told(self, error: BaseException, what: str) -> ErrorInfo:
-        """What a client may know of an error: paths below the library's folders stand in it from there on."""
+        """What a client may know of an error: paths and URLs are told from the library's roots on, and what went
+        wrong with a root is for the log."""
+        if isinstance(error, AdapterUnavailableError):
+            log.warning("%s: %s", what, error)
+            return ErrorInfo(type(error).__name__, NOT_NOW)
         info = error_info(error, what)
-        for folder in self._folders:
-            info = msgspec.structs.replace(info, message=info.message.replace(f"{folder}/", ""))
-        return info
+        message = info.message
+        for prefix in self._prefixes:
+            message = message.replace(prefix, "")
+            if "://" in prefix.rstrip("/"):
+                message = message.replace(prefix.rstrip("/"), "a remote root")
+        return msgspec.structs.replace(info, message=message)
 
     # -- the reader's thread
 
@@ -269,7 +282,7 @@ def build(setup: EngineSetup, channel: Channel[ToEngine]) -> tuple[EngineProcess
     )
     ready = Ready(info, describe_tokenizer(tokenizer), engine.stats())
     return EngineProcess(
-        engine, AdapterCalls(engine, library, setup.adapters), channel, library.folders
+        engine, AdapterCalls(engine, library, setup.adapters), channel, library.prefixes
     ), ready
 
 
