@@ -13,6 +13,7 @@ from typing import Any, Literal
 from urllib.parse import quote, unquote, urlsplit
 
 import fsspec
+from fsspec.implementations.local import LocalFileSystem
 
 from manylora.errors import AdapterFormatError, AdapterNotFoundError, AdapterUnavailableError, ConfigError
 from manylora.lora.downloads import DownloadCache
@@ -73,7 +74,7 @@ class RemoteSource:
             raise ConfigError(
                 f"adapter root '{self.label}' cannot be used: {self._reason(error)}"
             ) from error
-        if isinstance(self._fs, fsspec.implementations.local.LocalFileSystem):
+        if isinstance(self._fs, LocalFileSystem):
             raise ConfigError(f"adapter root '{self.label}' is a local folder; give its path, not a URL")
         self._cache = cache
         # What a name is put behind: for the file system, and in a URL. A root may be bare, as hf:// is.
