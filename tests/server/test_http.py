@@ -547,6 +547,34 @@ def test_a_request_may_bound_its_own_time(api, running):
     wait_for(lambda: running.client.stats.num_running == 0)
 
 
+def test_a_request_that_is_not_accepted_yet_ends_in_time_too(api, running, monkeypatch):
+    begun: list[str] = []
+    ended: list[str] = []
+
+    async def hanging(*_: Any, **__: Any) -> None:
+        begun.append("one")
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.append("one")
+
+    monkeypatch.setattr(running.client, "submit_all", hanging)
+    assert api.post("/v1/completions", json=BODY | {"timeout": 1.0}).status_code == 408
+    assert (len(begun), len(ended)) == (1, 1)
+    body = json.dumps(BODY).encode()
+    with connect(api) as connection:  # a client that leaves
+        connection.sendall(head(len(body)) + body)
+        wait_for(lambda: len(begun) == 2)
+    wait_for(lambda: len(ended) == 2)
+    body = json.dumps(BODY | {"timeout": 0.2}).encode()
+    with connect(api) as connection:  # whose time is over when its body is there
+        connection.sendall(head(len(body)))
+        time.sleep(0.3)
+        connection.sendall(body)
+        assert b" 408 " in connection.recv(4096)
+    assert len(begun) == 2
+
+
 def test_the_server_may_bound_the_time_of_all(serve):
     assert serve(request_timeout_s=0.05).post("/v1/completions", json=LONG).status_code == 408
 

@@ -71,7 +71,7 @@ class ServerConfig:
     """Most pieces of an answer that wait for a client to read them; then its request is cancelled."""
 
     request_timeout_s: float | None = None
-    """Longest that a request may take from its acceptance to its end; then it fails. None: no limit."""
+    """Longest that a request may take from its arrival to its end; then it fails. None: no limit."""
 
     call_timeout_s: float = 60.0
     """Longest that an answer about adapters may take: listing, loading, unloading, pinning."""

@@ -79,6 +79,7 @@ class Generation:
         self._streams: list[RequestStream] = []
         # One step's worth: what a slow client leaves waits in the streams, which bound it.
         self._queue: asyncio.Queue[tuple[int, Chunk] | Exception] = asyncio.Queue(len(self.samples))
+        self._accepting: asyncio.Task[list[RequestStream]] | None = None
         self._cause: ApiError | None = None
         self._stack = AsyncExitStack()
 
@@ -95,7 +96,10 @@ class Generation:
                     code="timeout",
                     headers={"X-Should-Retry": "false"},  # OpenAI's clients repeat a 408 unless told not to
                 )
-                timer = asyncio.get_running_loop().call_later(self._timeout_s, self._end, error)
+                left_s = self._timeout_s - (monotonic() - self._context.began)
+                if left_s <= 0:  # a timer would come after the engine was asked
+                    self._end(error)
+                timer = asyncio.get_running_loop().call_later(left_s, self._end, error)
                 stack.callback(timer.cancel)
             await self._submit(stack)
             for number, stream in enumerate(self._streams):
@@ -111,14 +115,22 @@ class Generation:
     async def _submit(self, stack: AsyncExitStack) -> None:
         client, context = self._service.client, self._context
         stack.callback(self._count)
+        if self._cause is not None:
+            raise self._cause
+        asked = client.submit_all(
+            {f"{next(self._service.serial)}-{context.request_id}": prompt for prompt in self._prompts},
+            self._params,
+            self._mixture,
+            tenant=context.tenant.name,
+            deadline_s=self._deadline_s,
+        )
+        self._accepting = asyncio.create_task(asked)
         try:
-            streams = await client.submit_all(
-                {f"{next(self._service.serial)}-{context.request_id}": prompt for prompt in self._prompts},
-                self._params,
-                self._mixture,
-                tenant=context.tenant.name,
-                deadline_s=self._deadline_s,
-            )
+            streams = await self._accepting
+        except asyncio.CancelledError:
+            if self._cause is None:  # it is not `_end` that cancels
+                raise
+            raise self._cause from None
         except EngineError as error:
             self._service.metrics.requests.labels(context.tenant.name, error.kind).inc(self._num_open)
             self._num_open = 0
@@ -144,6 +156,8 @@ class Generation:
     def _end(self, cause: ApiError) -> None:
         self._cause = self._cause or cause
         self._context.fields["error"] = self._cause.body.error.message
+        if self._accepting is not None:
+            self._accepting.cancel()
         for stream in self._streams:
             stream.cancel()
 

@@ -127,7 +127,7 @@ class Sampling(Body):
     deadline: Seconds | None = None
     """Seconds until the first token; the policy `slo` refuses at once what cannot make it."""
     timeout: Seconds | None = None
-    """Seconds until the end; then the request is cancelled and answered with 408."""
+    """Seconds from the request's arrival to its end; then it is cancelled and answered with 408."""
 
     @field_validator("stream_options")
     @classmethod
