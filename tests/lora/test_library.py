@@ -146,6 +146,18 @@ def test_a_name_that_is_missing_is_answered_with_near_ones(root):
     assert "zebra" not in str(raised.value)
 
 
+def test_a_library_need_not_look_for_near_names(root, monkeypatch):
+    write_adapter(root / "alice", 1)
+    with pytest.raises(AdapterNotFoundError, match="Did you mean 'alice'"):
+        Library(root).locate("alise")
+    listed: list[str] = []
+    monkeypatch.setattr("manylora.lora.sources.LocalSource.names", lambda self: listed.append("") or [])
+    with pytest.raises(AdapterNotFoundError) as missing:
+        Library(root, suggests=False).locate("alise")
+    assert str(missing.value) == "no adapter 'alise' in this library"
+    assert listed == []
+
+
 def test_near_matches():
     names = ["legal-v1", "legal-v2", "code/python", "code/rust", "papercut"]
     assert set(near_matches("legal-v3", names)[:2]) == {"legal-v1", "legal-v2"}

@@ -341,6 +341,7 @@ def test_adapters_are_loaded_pointed_anew_and_unloaded(api):
         ("unload", {"lora_name": "nobody"}, 404),
         ("pin", {"lora_name": "nobody"}, 404),
         ("unpin", {"lora_name": "nobody"}, 404),
+        ("pin", {"lora_name": "alic"}, 404),
         ("pin", {"lora_name": "a\x00b"}, 404),
     ],
 )
@@ -348,6 +349,7 @@ def test_what_cannot_be_managed_is_refused(api, verb, body, status):
     answer = api.post(f"/v1/{verb}_lora_adapter", json=body)
     assert answer.status_code == status, answer.text
     assert error_of(answer)["message"]
+    assert "'alice'" not in answer.text, "nobody is told what else there is, nor can have it looked for"
 
 
 # -- what goes wrong

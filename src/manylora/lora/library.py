@@ -57,6 +57,7 @@ class Library:
         storage_options: Mapping[str, Mapping[str, Any]] | None = None,
         max_rank: int | None = None,
         max_bytes: int | None = None,
+        suggests: bool = True,
     ) -> None:
         """
         Args:
@@ -66,6 +67,8 @@ class Library:
             storage_options: for a root as given, what its file system is told: credentials, timeouts.
             max_rank: adapters with a larger rank are refused before their weights are read.
             max_bytes: adapters with larger weights are refused before they are read or fetched.
+            suggests: say which names are near one that does not exist. With thousands that takes milliseconds, which
+                strangers should not be able to ask for, and tells them names.
         """
         options = dict(storage_options or {})
         if unknown := options.keys() - {os.fspath(root) for root in roots}:
@@ -84,6 +87,7 @@ class Library:
             cache = DownloadCache(Path(cache_dir or _default_cache_dir()), max_cache_bytes)
             return RemoteSource(str(root), options.get(str(root), {}), cache)
 
+        self._suggests = suggests
         self._limits = Limits(max_rank=max_rank, max_bytes=max_bytes)
         self._listings = [Listing(source_of(root)) for root in roots]
         self._reader = Reader([listing.source for listing in self._listings], self._limits)
@@ -269,6 +273,8 @@ class Library:
             return (listed | self._pointed.keys()) - removed
 
     def _not_found(self, name: str) -> AdapterNotFoundError:
+        if not self._suggests:
+            return AdapterNotFoundError(f"no adapter {quoted(name)} in this library")
         known = self._visible(set().union(*(listing.known_names() for listing in self._listings))) - {name}
         near = near_matches(name, known)
         hint = f" Did you mean {' or '.join(map(quoted, near))}?" if near else ""

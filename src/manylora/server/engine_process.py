@@ -266,6 +266,7 @@ def build(setup: EngineSetup, channel: Channel[ToEngine]) -> tuple[EngineProcess
         max_cache_bytes=setup.max_cache_bytes,
         max_rank=setup.max_rank,
         max_bytes=setup.max_adapter_bytes,
+        suggests=False,
     )
     tokenizer = load_tokenizer(setup.model)
     model = load_model(setup.model, dtype=setup.dtype, device=setup.device)
