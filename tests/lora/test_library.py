@@ -146,6 +146,18 @@ def test_a_name_that_is_missing_is_answered_with_near_ones(root):
     assert "zebra" not in str(raised.value)
 
 
+def test_a_name_whose_files_are_gone_can_be_removed(root):
+    folder = write_adapter(root / "alice", 1)
+    library = Library(root)
+    library.point("live", "alice")
+    (folder / CONFIG_FILE).unlink()
+    assert "live" in library.names()
+    library.remove("live")
+    assert "live" not in library.names()
+    with pytest.raises(AdapterNotFoundError):
+        library.remove("live")
+
+
 def test_a_library_need_not_look_for_near_names(root, monkeypatch):
     write_adapter(root / "alice", 1)
     with pytest.raises(AdapterNotFoundError, match="Did you mean 'alice'"):

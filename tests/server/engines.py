@@ -29,12 +29,13 @@ def run(test: Coroutine[Any, Any, T]) -> T:
 
 @asynccontextmanager
 async def serving(
-    engine: Engine, library: Library, roots: Sequence[str] = (), **limits: Any
+    engine: Engine, library: Library, roots: Sequence[str] = (), max_loaded: int = 100, **limits: Any
 ) -> AsyncIterator[EngineClient]:
     """Run the engine as its process does. Limits are those of StreamLimits."""
     here, there = socket.socketpair()
     channel: Channel[ToEngine] = Channel(there, ToEngine)
-    process = EngineProcess(engine, AdapterCalls(engine, library, roots), channel, library.prefixes)
+    calls = AdapterCalls(engine, library, roots, max_loaded)
+    process = EngineProcess(engine, calls, channel, library.prefixes)
     crash: list[BaseException] = []
 
     def live() -> None:

@@ -149,6 +149,7 @@ MESSAGES = [
         max_cache_bytes=5,
         max_rank=None,
         max_adapter_bytes=None,
+        max_loaded_adapters=9,
         log_format="json",
     ),
     Submit(

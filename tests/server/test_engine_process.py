@@ -402,6 +402,35 @@ def test_a_name_is_loaded_pinned_pointed_anew_and_unloaded(root: Path) -> None:
     run(test(engine(source=names)))
 
 
+def test_no_more_adapters_are_loaded_than_may_be(root: Path) -> None:
+    names = Library(root)
+
+    async def test(one: Engine) -> None:
+        async with serving(one, names, [str(root)], max_loaded=2) as client:
+            for _ in range(2):  # what is no adapter, and what is loaded again, counts for nothing
+                with pytest.raises(EngineError, match="broken"):
+                    await client.load_adapter("third", "broken")
+                await client.load_adapter("first", "alice")
+            await client.load_adapter("second", "alice")
+            with pytest.raises(
+                EngineError, match=r"2 adapters are loaded.*max_loaded_adapters.*unload"
+            ) as full:
+                await client.load_adapter("third", "alice")
+            assert full.value.kind == "RequestError"
+            assert "third" not in await client.names()
+            await client.load_adapter("second", "team/bob")
+            assert (
+                await answer(client, "id", "alice") == "length"
+            )  # below a root, so that it needs no loading
+            await client.unload_adapter("first")
+            await client.load_adapter("third", "alice")
+            for name in ("second", "third"):
+                await client.unload_adapter(name)
+            assert not names._pointed, "names that came and went leave nothing behind"
+
+    run(test(engine(source=names)))
+
+
 BAD_PATHS = {
     "absolute": ("/etc/passwd", "RequestError"),
     "a URL": ("s3://bucket/adapter", "RequestError"),

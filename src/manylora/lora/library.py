@@ -228,9 +228,16 @@ class Library:
         Raises:
             AdapterNotFoundError: there is no such name.
         """
-        if name not in self:
+        with self._lock:
+            is_pointed = self._pointed.get(name) is not None
+        if not is_pointed and name not in self:
             raise self._not_found(name)
         self._point(name, None)
+        # Where no root holds it there is nothing to hide, and names that come and go shall not pile up.
+        if is_pointed and not any(_may_hold(listing.source, name) for listing in self._listings):
+            with self._lock:
+                if self._pointed.get(name) is None:
+                    self._pointed.pop(name, None)
 
     def _point(self, name: str, target: _Target | None) -> None:
         with self._lock:
@@ -283,6 +290,13 @@ class Library:
         return AdapterNotFoundError(
             f"no adapter {quoted(name)} in this library, which holds {len(known):,} names{beside}.{hint}"
         )
+
+
+def _may_hold(source: Source, name: str) -> bool:
+    try:
+        return source.find(name) is not None
+    except AdapterError:  # it cannot say, or holds something that is no adapter
+        return True
 
 
 def _ref(name: str, place: _Place, found: Found) -> AdapterRef:

@@ -33,12 +33,19 @@ class AdapterCalls:
     A method that returns a future is answered when that is done: whoever waits for an adapter holds up no thread.
     """
 
-    def __init__(self, engine: Engine, library: Library, roots: Sequence[str]) -> None:
-        """roots: those of the library; paths of clients are taken below them."""
+    def __init__(self, engine: Engine, library: Library, roots: Sequence[str], max_loaded: int) -> None:
+        """
+        Args:
+            roots: those of the library; paths of clients are taken below them.
+            max_loaded: most names that `load_adapter` may have given and `unload_adapter` not have taken away.
+        """
         self._engine = engine
         self._library = library
         self._roots = roots
         self._config = engine.model.config
+        self._max_loaded = max_loaded
+        self._loaded: set[str] = set()
+        self._loading = threading.Lock()
         self._listed_at = -LISTING_AGE_S
         self._listing = threading.Lock()
 
@@ -72,14 +79,22 @@ class AdapterCalls:
 
     def load_adapter(self, name: str, path: str | None = None) -> dict[str, Any]:
         """Read and check what lies at a path below a root, then point the name at it: a bad file changes nothing."""
-        location, ref = self._locate(name if path is None else path)
-        check_fits(self._library.load(ref), base_sites(self._config), self._config.name)
-        self._library.add(name, location)
+        is_new = self._count(name)
+        try:
+            location, ref = self._locate(name if path is None else path)
+            check_fits(self._library.load(ref), base_sites(self._config), self._config.name)
+            self._library.add(name, location)
+        except BaseException:
+            if is_new:
+                self._loaded.discard(name)
+            raise
         return self.adapter_info(name)
 
     def unload_adapter(self, name: str) -> Future[int]:
         """Take the name away; the bytes given back, once the requests under way have ended."""
-        return self._engine.unload(name)
+        done = self._engine.unload(name)
+        self._loaded.discard(name)
+        return done
 
     def pin(self, name: str) -> Future[None]:
         """Keep what the name points at in the pool; done when it is there."""
@@ -92,6 +107,23 @@ class AdapterCalls:
     def residency(self) -> list[dict[str, Any]]:
         """The adapters that have pages."""
         return [asdict(one) for one in self._engine.residency()]
+
+    def _count(self, name: str) -> bool:
+        """Count a name as loaded before anything is read for it; whether it was not counted yet.
+
+        Raises:
+            RequestError: as many are loaded as may be.
+        """
+        with self._loading:
+            if name in self._loaded:
+                return False
+            if len(self._loaded) >= self._max_loaded:
+                raise RequestError(
+                    f"{self._max_loaded:,} adapters are loaded, and no more may be (max_loaded_adapters); unload one "
+                    "first, or let requests name it by its path below a root, which needs no loading"
+                )
+            self._loaded.add(name)
+            return True
 
     def _locate(self, path: str) -> tuple[str, AdapterRef]:
         """Where the first root that holds it has a path, and what lies there."""

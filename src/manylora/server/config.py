@@ -49,6 +49,9 @@ class ServerConfig:
     max_adapter_bytes: int | None = None
     """Adapters with larger weights are refused before they are read or fetched. None: any size."""
 
+    max_loaded_adapters: int = 10_000
+    """Most names that load_lora_adapter may have given at a time. What lies below a root needs none."""
+
     api_keys: Path | None = None
     """JSON file of API keys, each with its tenant and the adapters it may see. Without it everybody may see all."""
 
@@ -128,6 +131,7 @@ class ServerConfig:
 
 _POSITIVE = (
     "first_token_deadline_s",
+    "max_loaded_adapters",
     "max_body_bytes",
     "body_timeout_s",
     "client_timeout_s",

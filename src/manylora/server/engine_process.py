@@ -282,9 +282,8 @@ def build(setup: EngineSetup, channel: Channel[ToEngine]) -> tuple[EngineProcess
         page_tokens=engine.layout.page_tokens,
     )
     ready = Ready(info, describe_tokenizer(tokenizer), engine.stats())
-    return EngineProcess(
-        engine, AdapterCalls(engine, library, setup.adapters), channel, library.prefixes
-    ), ready
+    calls = AdapterCalls(engine, library, setup.adapters, setup.max_loaded_adapters)
+    return EngineProcess(engine, calls, channel, library.prefixes), ready
 
 
 def main() -> int:

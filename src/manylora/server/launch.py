@@ -192,6 +192,7 @@ def _setup(config: ServerConfig, engine: EngineConfig) -> EngineSetup:
         max_cache_bytes=config.max_cache_bytes,
         max_rank=config.max_rank,
         max_adapter_bytes=config.max_adapter_bytes,
+        max_loaded_adapters=config.max_loaded_adapters,
         log_format=config.log_format,
     )
 

@@ -135,6 +135,7 @@ class EngineSetup(_Message, frozen=True):
     max_cache_bytes: int | None
     max_rank: int | None
     max_adapter_bytes: int | None
+    max_loaded_adapters: int
     log_format: Literal["text", "json"]
 
 
