@@ -394,7 +394,8 @@ def test_what_is_far_too_long_is_refused_before_it_is_tokenized(api, running, mo
         return await real(self, work)
 
     monkeypatch.setattr(Prompts, "_run", noting)
-    limit, bodies = 512 * longest, []
+    limit = 512 * longest
+    bodies: list[dict[str, Any]] = []
     for length in (limit, limit + 1):
         text = "x" * length
         chat = [{"role": "user", "content": text[10:]}, {"role": "user", "content": "x" * 10}]

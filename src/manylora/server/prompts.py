@@ -36,7 +36,10 @@ class Prompts:
         for text in texts:
             self._check_length(len(text), "prompt")
         encode = partial(self._tokenizer.encode, add_special_tokens=add_special_tokens)
-        return await asyncio.gather(*(self._run(partial(encode, text)) for text in texts))
+        encoded: list[list[int]] = await asyncio.gather(
+            *(self._run(partial(encode, text)) for text in texts)
+        )
+        return encoded
 
     async def of_chat(self, rendering: Rendering) -> list[int]:
         """Return the tokens of messages as the model's chat template writes them.
