@@ -150,6 +150,7 @@ MESSAGES = [
         max_rank=None,
         max_adapter_bytes=None,
         max_loaded_adapters=9,
+        resolve_timeout_s=2.5,
         log_format="json",
     ),
     Submit(

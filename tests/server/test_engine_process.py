@@ -15,9 +15,11 @@ import torch
 
 from manylora.lora.formats import save_peft
 from manylora.lora.library import Library
+from manylora.lora.patience import MAX_LATE
 from manylora.models.tiny import tiny_adapter, tiny_config
 from manylora.server import adapter_calls
 from manylora.server.engine_client import EngineClient, EngineError
+from manylora.server.engine_process import INTAKE_THREADS
 from manylora.server.messages import UNAVAILABLE, Step
 from manylora.text import Engine, SamplingParams
 from tests.lora.remote_servers import FolderServer
@@ -498,6 +500,39 @@ def test_a_root_that_is_down_costs_its_own_names_alone_and_is_told_to_no_client(
     with serving_folder(remote) as url:
         names = Library(root, url, cache_dir=tmp_path / "cache")
         run(test(engine(source=names), names, url))
+
+
+def test_a_root_that_hangs_does_not_fill_the_intake(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = Library(root, "memory://hangs", cache_dir=tmp_path / "cache", resolve_timeout_s=1.0)
+    may_answer = threading.Event()
+    monkeypatch.setattr(names._listings[1].source, "_ask", lambda *_: may_answer.wait() and None)
+
+    async def test(one: Engine) -> None:
+        async with serving(one, names) as client:
+
+            async def kind_of_refusal(request_id: str) -> str:
+                with pytest.raises(EngineError) as refused:
+                    await client.submit(request_id, PROMPT, GREEDY, [("nobody", 1.0)])
+                return refused.value.kind
+
+            hanging = [
+                asyncio.create_task(kind_of_refusal(f"request {i}")) for i in range(3 * INTAKE_THREADS)
+            ]
+            await asyncio.sleep(0)
+            of_base = await client.submit("base", PROMPT, GREEDY, [])
+            assert not hanging[0].done()
+            assert len((await gather(of_base))[0]) > 0
+            assert await answer(client, "local", "alice") == "length"
+            assert set(await asyncio.gather(*hanging)) == {"AdapterUnavailableError"}
+            asides = [thread for thread in threading.enumerate() if thread.name == "aside"]
+            assert MAX_LATE <= len(asides) < 2 * INTAKE_THREADS, "not all were asked"
+            may_answer.set()
+            await until(lambda: not any(thread.is_alive() for thread in asides))
+            assert await kind_of_refusal("again") == "AdapterNotFoundError"
+
+    run(test(engine(source=names)))
 
 
 def test_a_root_that_hangs_is_not_waited_for_by_a_listing(

@@ -19,6 +19,7 @@ from manylora.errors import AdapterFormatError, AdapterNotFoundError, AdapterUna
 from manylora.lora.downloads import DownloadCache
 from manylora.lora.formats import CONFIG_FILE, TENSOR_FILE
 from manylora.lora.names import name_problem, quoted
+from manylora.lora.patience import Patience
 from manylora.lora.sources import Found, missing_file, replaced_since
 
 VALIDATORS = (
@@ -58,7 +59,14 @@ class RemoteSource:
 
     kind: Literal["remote"] = "remote"
 
-    def __init__(self, url: str, options: Mapping[str, Any], cache: DownloadCache) -> None:
+    def __init__(
+        self,
+        url: str,
+        options: Mapping[str, Any],
+        cache: DownloadCache,
+        resolve_timeout_s: float | None = None,
+    ) -> None:
+        """resolve_timeout_s: longest that `find` waits. None: as long as the file system does."""
         parts = urlsplit(url)
         credentials, at, host = parts.netloc.rpartition("@")
         self._credentials = credentials + at
@@ -77,6 +85,7 @@ class RemoteSource:
         if isinstance(self._fs, LocalFileSystem):
             raise ConfigError(f"adapter root '{self.label}' is a local folder; give its path, not a URL")
         self._cache = cache
+        self._patience = None if resolve_timeout_s is None else Patience(resolve_timeout_s)
         # What a name is put behind: for the file system, and in a URL. A root may be bare, as hf:// is.
         self._prefix = f"{root.rstrip('/')}/" if root.strip("/") else ""
         self.url_prefix = f"{self.label.rstrip('/')}/" if host else self.label
@@ -110,7 +119,7 @@ class RemoteSource:
             raise AdapterNotFoundError(f"{quoted(name)} cannot be the name of a remote adapter: {problem}")
         # Quoted, because "#" and "%2e%2e" mean something to a web server. Others take keys as they are.
         path = quote(name) if self._is_http else name
-        if (files := self._ask(name, path)) is None:
+        if (files := self._ask_in_time(name, path)) is None:
             return None
         num_bytes = files[TENSOR_FILE].num_bytes
         return Found(location=self.url_prefix + path, version=_version(files), num_bytes=num_bytes)
@@ -159,6 +168,17 @@ class RemoteSource:
             if isinstance(error, OSError) and error.errno in _NO_SPACE:
                 raise
             raise self._unreachable(f"send adapter {quoted(name)}", error) from error
+
+    def _ask_in_time(self, name: str, path: str) -> dict[str, _RemoteFile] | None:
+        if self._patience is None:
+            return self._ask(name, path)
+        try:
+            return self._patience.ask(lambda: self._ask(name, path))
+        except TimeoutError:
+            raise AdapterUnavailableError(
+                f"adapter root '{self.label}' could not say whether it holds {quoted(name)} within "
+                f"{self._patience.timeout_s:g} s (resolve_timeout_s)"
+            ) from None
 
     def _ask(self, name: str, path: str) -> dict[str, _RemoteFile] | None:
         """Return what the root says about both files now, None if there is no adapter_config.json."""

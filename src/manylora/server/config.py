@@ -76,6 +76,9 @@ class ServerConfig:
     request_timeout_s: float | None = None
     """Longest that a request may take from its arrival to its end; then it fails. None: no limit."""
 
+    resolve_timeout_s: float = 10.0
+    """Longest that a remote root may take to say whether it holds an adapter; then the request fails."""
+
     call_timeout_s: float = 60.0
     """Longest that an answer about adapters may take: listing, loading, unloading, pinning."""
 
@@ -137,6 +140,7 @@ _POSITIVE = (
     "client_timeout_s",
     "max_backlog",
     "request_timeout_s",
+    "resolve_timeout_s",
     "call_timeout_s",
     "keep_alive_s",
     "start_timeout_s",

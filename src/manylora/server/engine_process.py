@@ -59,6 +59,9 @@ INTAKE_THREADS = 32
 """Requests being accepted at a time. Most take no time; those that name adapters of a root that is slow to answer shall
 not hold up the others."""
 
+BASE_INTAKE_THREADS = 4
+"""Of requests for the base alone, which need no root, beside those."""
+
 CALL_THREADS = 2
 """Calls being worked on at a time."""
 
@@ -89,6 +92,7 @@ class EngineProcess:
         self._answers: deque[str | Refused | Reply] = deque()  # a str: the id of an accepted request
         self._accepting: dict[str, Future[None]] = {}
         self._intake = ThreadPoolExecutor(INTAKE_THREADS, "intake")
+        self._base_intake = ThreadPoolExecutor(BASE_INTAKE_THREADS, "base-intake")
         self._callers = ThreadPoolExecutor(CALL_THREADS, "call")
         self._stats_sent = -STATS_INTERVAL_S
 
@@ -175,7 +179,8 @@ class EngineProcess:
     def _take(self, message: ToEngine) -> None:
         match message:
             case Submit(prompts=prompts):
-                accepting = self._intake.submit(self._submit, message)
+                intake = self._intake if message.mixture else self._base_intake
+                accepting = intake.submit(self._submit, message)
                 ids = [request_id for request_id, _ in prompts]
                 self._accepting |= dict.fromkeys(ids, accepting)
                 accepting.add_done_callback(lambda _: [self._accepting.pop(one) for one in ids])
@@ -267,6 +272,7 @@ def build(setup: EngineSetup, channel: Channel[ToEngine]) -> tuple[EngineProcess
         max_rank=setup.max_rank,
         max_bytes=setup.max_adapter_bytes,
         suggests=False,
+        resolve_timeout_s=setup.resolve_timeout_s,
     )
     tokenizer = load_tokenizer(setup.model)
     model = load_model(setup.model, dtype=setup.dtype, device=setup.device)

@@ -193,6 +193,7 @@ def _setup(config: ServerConfig, engine: EngineConfig) -> EngineSetup:
         max_rank=config.max_rank,
         max_adapter_bytes=config.max_adapter_bytes,
         max_loaded_adapters=config.max_loaded_adapters,
+        resolve_timeout_s=config.resolve_timeout_s,
         log_format=config.log_format,
     )
 
