@@ -53,6 +53,12 @@ def record(run: Path) -> dict[str, Any]:
     }
 
 
+def _load_in_float32(config: Path) -> None:
+    """Let the text encoder be opened as the UNet and the VAE are; transformers opens it as it was written otherwise."""
+    told = json.loads(config.read_text(encoding="utf-8"))
+    config.write_text(json.dumps(told | {"dtype": "float32"}, indent=2) + "\n", encoding="utf-8")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -64,6 +70,7 @@ def main() -> None:
     pipeline, step = read_base(options.latents, options.run, ModelSize())
     with directory_aside(options.out) as aside:
         pipeline.to(torch.float16).save_pretrained(aside)
+        _load_in_float32(aside / "text_encoder" / "config.json")
         told = {"vae": record(options.run.with_name("vae")), "base": record(options.run)}
         told["environment"] = describe_environment(torch.device("cpu"))
         (aside / "training.json").write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
