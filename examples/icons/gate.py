@@ -106,7 +106,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=DATA_FOLDER)
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("gate.json"))
     parser.add_argument("--num-pictures", type=int, default=256)
-    parser.add_argument("--guidance", type=float, default=2.5)
+    parser.add_argument("--guidance", type=float, default=2.0)
     parser.add_argument("--bound", type=float, default=0.02, help="least latent MSE that is clearly worse")
     options = parser.parse_args()
     captions = [row["text"] for row in read_metadata(options.data / "held_out")]

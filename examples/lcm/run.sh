@@ -13,7 +13,7 @@ root=$(cd "$(dirname "$0")/../.." && pwd)
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-2}
 python=${PYTHON:-python}
 
-guidance=${GUIDANCE:-2.5} # the sweep's choice
+guidance=${GUIDANCE:-2} # the sweep's choice
 styles=${STYLES:-paper-cut,neon,fluent-emoji,fluent-emoji-high-contrast}
 cd "${MANYLORA_ICONS_CACHE:-$HOME/.cache/manylora}" # so that what is noted of a run names no place of this machine
 

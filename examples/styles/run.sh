@@ -27,7 +27,7 @@ train() { # name of the LoRA, style, further options
     "$python" -m manylora train image --model "$base" --base-name manylora-icons \
         --data "icons/styles/$style/train" --eval-data "icons/styles/$style/held_out" \
         --out "runs/icons/loras/$lora" --runs-dir runs/icons/lora-runs \
-        --sample-prompts icons/styles/prompts.txt --num-samples 16 --sample-guidance 2.5 --seed 0 "$@"
+        --sample-prompts icons/styles/prompts.txt --num-samples 16 --sample-guidance 2 --seed 0 "$@"
 }
 
 [ $# -gt 0 ] || set -- paper-cut neon fluent-emoji fluent-emoji-high-contrast
