@@ -25,7 +25,7 @@ mkdir -p runs/icons/loras # the sweep comes before any LoRA
 
 distill() {
     "$python" -m manylora distill runs/icons/pipeline --base-name manylora-icons --data icons/data/train \
-        --guidance "$guidance" --num-steps 1200 --batch 32 --rank 16 --learning-rate 3e-4 --ema-decay 0.95 \
+        --guidance "$guidance" --num-steps 1000 --batch 32 --rank 16 --learning-rate 3e-4 --ema-decay 0.95 \
         --seed 0 --runs-dir runs/icons/lora-runs "$@"
 }
 
@@ -49,7 +49,7 @@ for step in "$@"; do
         universal)
             names=${styles//,/ }
             PYTHONPATH=$root/examples "$python" -m icons.judge --styles $names
-            bench --table universal --num-seeds 5 --style-judge runs/icons/style-judge/judge --styles "$styles" \
+            bench --table universal --num-seeds 3 --style-judge runs/icons/style-judge/judge --styles "$styles" \
                 --finetuned runs/icons/pipeline-finetuned --finetuned-look fluent-emoji
             ;;
         *)

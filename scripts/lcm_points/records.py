@@ -13,7 +13,6 @@ from points import Line
 from tested import ROOT
 
 RECORDS = ROOT / "benchmarks" / "records"
-MIN_PICTURES = 500
 
 
 @dataclass(frozen=True)
@@ -35,8 +34,8 @@ class Record:
                 return row
         return None
 
-    def line(self) -> Line:
-        """Say where the figures that follow are from, and whether there are enough pictures behind them."""
+    def line(self, min_pictures: int) -> Line:
+        """Say where the figures that follow are from, and whether there are enough pictures behind each."""
         values, judge = self.values, self.values["judge"]
         accuracy = ", ".join(f"{k} {v:.1%}" for k, v in judge.get("held_out_accuracy", {}).items())
         num = values["prompts"]["num_pictures"]
@@ -44,8 +43,8 @@ class Record:
             f"{values['table']}: {values['started'][:10]}, commit {values['commit']}, "
             f"judge {judge['sha256'][:8]}",
             f"{num} pictures a row; judge on held-out: {accuracy}",
-            f">= {MIN_PICTURES}; `{values['command']}`",
-            num >= MIN_PICTURES,
+            f">= {min_pictures}; `{values['command']}`",
+            num >= min_pictures,
         )
 
 

@@ -14,6 +14,7 @@ COMMAND = (
     "manylora bench image --table {table} --base BASE --judge JUDGE --data HELD_OUT --train-data TRAIN "
     "--guidance W+1 --loras LORAS --record"
 )
+MIN_PICTURES = 500
 MAX_ACCURACY_LOST = 0.10
 """Of the teacher's prompt accuracy at 32 steps, by the LCM-LoRA at 4."""
 
@@ -24,7 +25,7 @@ def lines() -> Iterator[Line]:
     if record is None:
         yield missing("few steps, with and without the LCM-LoRA", COMMAND.format(table="steps"))
         return
-    yield record.line()
+    yield record.line(MIN_PICTURES)
     lcm = record.values["config"]["lcm"]
     for steps in (2, 4):
         ours = record.find(sampler="lcm", steps=steps, lora=lcm, base="")

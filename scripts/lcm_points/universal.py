@@ -15,6 +15,7 @@ COMMAND = (
     "manylora bench image --table universal --base BASE --judge JUDGE --style-judge STYLE_JUDGE --data HELD_OUT "
     "--guidance W+1 --loras LORAS --styles NAME,.. --finetuned BASE2 --finetuned-look NAME --record"
 )
+MIN_PICTURES = 300
 MIN_STYLES = 4
 MIN_KEPT = 0.90
 """Of the share that the style alone has at 32 steps."""
@@ -27,7 +28,7 @@ def lines() -> Iterator[Line]:
     if record is None:
         yield missing("LCM-LoRA beside styles and in another base", COMMAND)
         return
-    yield record.line()
+    yield record.line(MIN_PICTURES)
     styles, lcm = record.values["config"]["styles"], record.values["config"]["lcm"]
     yield Line(
         "styles that the base has not seen",
