@@ -53,6 +53,18 @@ def record(run: Path) -> dict[str, Any]:
     }
 
 
+def write_base(latents: Path, run: Path, out: Path, size: ModelSize) -> int:
+    """Write the newest checkpoint's average to `out`, whole or not at all; returns its step. The VAE's is beside."""
+    pipeline, step = read_base(latents, run, size)
+    told = {"vae": record(run.with_name("vae")), "base": record(run)}
+    told["environment"] = describe_environment(torch.device("cpu"))
+    with directory_aside(out) as aside:
+        pipeline.to(torch.float16).save_pretrained(aside)
+        _load_in_float32(aside / "text_encoder" / "config.json")
+        (aside / "training.json").write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+    return step
+
+
 def _load_in_float32(config: Path) -> None:
     """Let the text encoder be opened as the UNet and the VAE are; transformers opens it as it was written otherwise."""
     told = json.loads(config.read_text(encoding="utf-8"))
@@ -67,13 +79,7 @@ def main() -> None:
     parser.add_argument("--run", type=Path, default=RUNS_FOLDER / "base")
     parser.add_argument("--out", type=Path, default=RUNS_FOLDER / "pipeline")
     options = parser.parse_args()
-    pipeline, step = read_base(options.latents, options.run, ModelSize())
-    with directory_aside(options.out) as aside:
-        pipeline.to(torch.float16).save_pretrained(aside)
-        _load_in_float32(aside / "text_encoder" / "config.json")
-        told = {"vae": record(options.run.with_name("vae")), "base": record(options.run)}
-        told["environment"] = describe_environment(torch.device("cpu"))
-        (aside / "training.json").write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+    step = write_base(options.latents, options.run, options.out, ModelSize())
     print(f"{options.out}: the base after {step} steps")
 
 
