@@ -68,3 +68,40 @@ def test_one_step_with_the_lcm_lora_is_nearer_to_the_teacher_than_one_without(ba
     (teacher,) = pictures(base, [None], ImageParams(sampler="ddim", steps=50, guidance=guidance, seed=5))
     with_lora, without = pictures(base, ["lcm", None], ImageParams(sampler="lcm", steps=1, seed=5))
     assert ((with_lora - teacher) ** 2).mean() < 0.7 * ((without - teacher) ** 2).mean()
+
+
+@pytest.fixture
+def ship(monkeypatch):
+    import importlib
+
+    monkeypatch.syspath_prepend(str(ICONS.parent))
+    return importlib.import_module("icons.ship").ship
+
+
+def half(folder, dtype=torch.float16):
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True)
+    save_file({"weight": torch.ones(8, 8, dtype=dtype)}, folder / "weights.safetensors")
+    return folder
+
+
+def test_shipping_copies_what_is_half_precision_and_fits(ship, tmp_path):
+    half(tmp_path / "loras" / "lcm")
+    told = ship(half(tmp_path / "pipeline"), tmp_path / "loras", ["lcm"], tmp_path / "out", 1000)
+    assert sorted(told) == ["loras/lcm/weights.safetensors", "model/weights.safetensors"]
+    for name, about in told.items():
+        assert hashlib.sha256((tmp_path / "out" / name).read_bytes()).hexdigest() == about["sha256"]
+    assert json.loads((tmp_path / "out" / "shipped.json").read_text()) == told
+
+
+def test_shipping_refuses_single_precision_and_too_many_bytes(ship, tmp_path):
+    from manylora.errors import DataError
+
+    half(tmp_path / "loras" / "lcm")
+    single = half(tmp_path / "single", torch.float32)
+    with pytest.raises(DataError, match=r"weight is F32, expected F16"):
+        ship(single, tmp_path / "loras", ["lcm"], tmp_path / "out", 1000)
+    with pytest.raises(DataError, match="leave some LoRAs out"):
+        ship(half(tmp_path / "pipeline"), tmp_path / "loras", ["lcm"], tmp_path / "out", 300)
+    assert not (tmp_path / "out").exists()
