@@ -60,15 +60,18 @@ def write_base(latents: Path, run: Path, out: Path, size: ModelSize) -> int:
     told["environment"] = describe_environment(torch.device("cpu"))
     with directory_aside(out) as aside:
         pipeline.to(torch.float16).save_pretrained(aside)
-        _load_in_float32(aside / "text_encoder" / "config.json")
+        # Else transformers opens the text encoder as it was written, and diffusers the rest in float32.
+        _rewrite(aside / "text_encoder" / "config.json", dtype="float32")
+        _rewrite(aside / "vae" / "config.json")
         (aside / "training.json").write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
     return step
 
 
-def _load_in_float32(config: Path) -> None:
-    """Let the text encoder be opened as the UNet and the VAE are; transformers opens it as it was written otherwise."""
-    told = json.loads(config.read_text(encoding="utf-8"))
-    config.write_text(json.dumps(told | {"dtype": "float32"}, indent=2) + "\n", encoding="utf-8")
+def _rewrite(config: Path, **changes: str) -> None:
+    """Change a network's config, and let it name no place of this machine."""
+    told = json.loads(config.read_text(encoding="utf-8")) | changes
+    told.pop("_name_or_path", None)
+    config.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
 
 
 def main() -> None:
