@@ -31,27 +31,21 @@ def part(name):
 
 
 def made_data(num, seed):
-    """Squares: which of four colours says the name, which of two patterns the look; every third picture has two."""
-    data = part("judge_data")
+    """A square in one of two corners: which of four colours says the name, which of two patterns the look."""
     draw = np.random.default_rng(seed)
     colours = np.array([[250, 20, 20], [20, 250, 20], [20, 20, 250], [240, 240, 20]])
     pixels = draw.integers(100, 150, (num, 32, 32, 3)).astype(np.uint8)
-    names = np.zeros((num, len(data.NAMES)), np.float32)
-    looks = np.zeros((num, 2), np.float32)
-    kinds = []
-    for i in range(num):
-        wanted = draw.choice(4, 2 if i % 3 == 0 else 1, replace=False)
-        for name, corner in zip(wanted, draw.permutation(2) * 16, strict=False):
-            pixels[i, corner : corner + 14, corner : corner + 14] = colours[name]
-            names[i, name] = 1 / len(wanted)
-        looks[i, i % 2] = 1
-        pixels[i, ::2] = pixels[i, ::2] // 2 if i % 2 else pixels[i, ::2]
-        kinds.append("pair" if i % 3 == 0 else "single")
-    return data.JudgeData(pixels, names, looks, tuple(kinds), ("plain", "striped"))
+    names, looks = draw.integers(4, size=num), np.arange(num) % 2
+    for picture, name, look in zip(pixels, names, looks, strict=True):
+        corner = 16 * draw.integers(2)
+        picture[corner : corner + 14, corner : corner + 14] = colours[name]
+        if look:
+            picture[::2] //= 2
+    return part("judge_data").JudgeData(pixels, names, looks, ("plain", "striped"))
 
 
 def training(**settings):
-    values = dict(num_steps=60, batch=32, learning_rate=0.02, checkpoint_every=20, size=TINY, shift=1)
+    values = dict(num_steps=120, batch=32, learning_rate=0.02, checkpoint_every=20, size=TINY, shift=1)
     return part("judge").JudgeTraining(**(values | settings))
 
 
@@ -75,9 +69,8 @@ def test_it_knows_pictures_that_it_has_not_seen(trained):
     accuracy = judge.about["held_out_accuracy"]
     untrained = JudgeNet(len(judge.names), 2, TINY).eval()
     guessed = part("judge").held_out_accuracy(untrained, made_data(60, 1))
-    assert guessed["single"] < 0.5
-    assert accuracy["single"] > 0.9
-    assert accuracy["pair"] > 0.8
+    assert guessed["name"] < 0.5
+    assert accuracy["name"] > 0.9
     assert accuracy["look"] > 0.9
 
 
@@ -147,18 +140,16 @@ def test_what_is_no_judge_is_refused(trained, tmp_path):
         judge.subjects(["cat", "dragon"])
 
 
-def test_pictures_of_two_sets_count_for_both(tmp_path):
+def test_a_picture_is_labelled_by_its_subject_and_by_the_set_that_drew_it(tmp_path):
     from PIL import Image
 
     folder = tmp_path / "train"
     folder.mkdir()
     Image.new("RGB", (64, 64), "red").save(folder / "0.png")
-    row = (
-        '{"file_name": "0.png", "text": "a cat and a dog", "subjects": ["cat", "dog"], "kind": "pair", '
-        '"placed": [{"drawing": "noto:cat"}, {"drawing": "fxemoji:dog"}]}\n'
+    (folder / "metadata.jsonl").write_text(
+        '{"file_name": "0.png", "text": "a dog", "subjects": ["dog"], "placed": {"drawing": "fxemoji:dog"}}\n'
     )
-    (folder / "metadata.jsonl").write_text(row)
     data = part("judge_data").base_data(tmp_path, "train")
-    assert data.names[0].nonzero()[0].tolist() == [0, 1]
-    assert data.looks[0].tolist() == [0.5, 0.0, 0.5, 0.0]
+    assert [part("judge_data").NAMES[name] for name in data.names] == ["dog"]
+    assert [data.look_names[look] for look in data.looks] == ["fxemoji"]
     assert data.pixels.shape == (1, 64, 64, 3)
