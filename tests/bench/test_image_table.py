@@ -62,7 +62,7 @@ def world(tmp_path_factory):
     tiny_sd(folder / "finetuned", seed=1, prediction="v_prediction")
     write_loras(folder / "loras", ["lcm", "paper-cut"])
     write_pictures(folder / "held_out", 8, 6, 0, kinds=("pair", "new pair"))
-    write_pictures(folder / "train", 20, 20, 1)
+    write_pictures(folder / "train", 20, 20, 1, kinds=("pair", "new pair"))
     for name, looks in (("judge", ("noto",)), ("style-judge", ("base", "paper-cut"))):
         torch.manual_seed(len(looks))
         net = JudgeNet(4, len(looks), JudgeSize((4, 8, 8, 8))).eval()

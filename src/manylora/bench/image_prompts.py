@@ -111,8 +111,13 @@ def alike_rows(rows: Rows, prompts: PromptSet, most: int | None = None) -> list[
 
     Args:
         most: rows to return at most.
+    Raises:
+        DataError: the rows lack a kind that the prompts have.
     """
     shares = {kind: count / len(prompts) for kind, count in prompts.counts.items()}
+    lacking = sorted(shares.keys() - {row["kind"] for row in rows})
+    if lacking:
+        raise DataError(f"the prompts are of the kinds {sorted(shares)}, but no picture is of {lacking}")
     of_kind = {kind: [dict(row) for row in rows if row["kind"] == kind] for kind in shares}
     total = min(len(of_kind[kind]) / share for kind, share in shares.items())
     total = total if most is None else min(total, most)
