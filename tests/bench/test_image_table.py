@@ -103,6 +103,8 @@ def test_prompts_are_distinct_captions_of_every_kind(world):
     alike = alike_rows(rows, prompts)
     assert [row["kind"] for row in alike].count("single") == 6
     assert len(alike) == 12
+    with pytest.raises(DataError, match=r"no picture is of \['new pair', 'pair'\]"):
+        alike_rows([row for row in rows if row["kind"] == "single"], prompts)
     with pytest.raises(DataError, match="8 distinct captions"):
         choose_prompts(rows, 9, 1)
     with pytest.raises(DataError, match="image folder"):
