@@ -13,7 +13,7 @@ from points import Line, missing
 
 COMMAND = (
     "manylora bench image --table {table} --base BASE --judge JUDGE --data HELD_OUT --train-data TRAIN "
-    "--guidance W+1 --loras LORAS --record"
+    "--guidance W+1 --loras LORAS --num-prompts 100 --num-seeds 5 --chance seeds --record"
 )
 MIN_PICTURES = 500
 MAX_ACCURACY_LOST = 0.10

@@ -13,7 +13,8 @@ from points import Line, missing
 
 COMMAND = (
     "manylora bench image --table universal --base BASE --judge JUDGE --style-judge STYLE_JUDGE --data HELD_OUT "
-    "--guidance W+1 --loras LORAS --styles NAME,.. --finetuned BASE2 --finetuned-look NAME --record"
+    "--guidance W+1 --loras LORAS --styles NAME,.. --finetuned BASE2 --finetuned-look NAME "
+    "--num-prompts 100 --num-seeds 3 --chance seeds --record"
 )
 MIN_PICTURES = 300
 MIN_STYLES = 4
