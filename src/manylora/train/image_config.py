@@ -75,7 +75,7 @@ class ImageTrainConfig:
     """Passes over the training pictures."""
 
     max_steps: int | None = None
-    """Stop after this many optimizer steps, whatever `epochs` says."""
+    """Take this many optimizer steps, more or fewer than `epochs` would be."""
 
     learning_rate: float = 1e-3
     """Peak learning rate. 1e-4 is usual for models of Stable Diffusion's size, 1e-3 for small ones."""

@@ -35,9 +35,10 @@ def steps_per_epoch(config: PlannedConfig, num_rows: int) -> int:
 
 
 def num_steps(config: PlannedConfig, num_rows: int) -> int:
-    """Optimizer steps of the whole run."""
-    wanted = max(1, round(steps_per_epoch(config, num_rows) * config.epochs))
-    return wanted if config.max_steps is None else min(wanted, config.max_steps)
+    """Optimizer steps of the whole run: `max_steps` if it is given, for then `epochs` says nothing, as in transformers."""
+    if config.max_steps is not None:
+        return config.max_steps
+    return max(1, round(steps_per_epoch(config, num_rows) * config.epochs))
 
 
 def loop_config(config: PlannedConfig, num_steps: int) -> LoopConfig:

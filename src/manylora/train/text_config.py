@@ -46,7 +46,7 @@ class TextTrainConfig:
     """Passes over the training rows."""
 
     max_steps: int | None = None
-    """Stop after this many optimizer steps, whatever `epochs` says."""
+    """Take this many optimizer steps, more or fewer than `epochs` would be."""
 
     learning_rate: float = 1e-3
     """Peak learning rate."""
