@@ -9,8 +9,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from manylora.diffusion import Prediction, consistency, denoised_from
-from manylora.distill import ConsistencyObjective, EmaWeights
+from manylora.diffusion import Denoised, Denoiser, Prediction, consistency, denoised_from
+from manylora.distill import EmaWeights, Objective, PhasedObjective
 from tests.distill.closed_forms import SCHEDULE, ExactTeacher, Mixture
 
 NUM_SOLVER_STEPS = 50
@@ -82,8 +82,37 @@ def one_step(student: nn.Module, prediction: Prediction, z: Tensor, t: int = 999
         return consistency(z, denoised_from(output, z, SCHEDULE.level(rows, z), prediction).x0, rows)
 
 
+def sampled(
+    objective: Objective, student: nn.Module, z: Tensor, num_steps: int, w: float = 0.0
+) -> Tensor:  # [B, D]
+    """Where the objective's own sampler takes noise z [B, D]; one that draws noise is refused."""
+
+    def denoise(z: Tensor, t: Tensor) -> Denoised:
+        output = student(z, t, None, torch.full((len(z),), w, dtype=z.dtype))
+        return denoised_from(output, z, SCHEDULE.level(t, z), objective.prediction)
+
+    def no_noise(z: Tensor) -> Tensor:
+        raise AssertionError("a deterministic sampler asks for no noise")
+
+    asked: Denoiser = denoise
+    with torch.no_grad():
+        return objective.sample(asked, z, num_steps, no_noise)
+
+
+def sensitivity(objective: Objective, index: int) -> float:
+    """How much what the loss compares moves with the student's x0: for a consistency function c_out, which is 1."""
+    if not isinstance(objective, PhasedObjective):
+        return 1.0
+    one = torch.zeros(1, 1, dtype=torch.float64)
+    level, to = (
+        SCHEDULE.level(grid[index : index + 1], one)
+        for grid in (objective.start_t, objective.phase_start_t)
+    )
+    return float(to.signal - to.sigma * level.signal / level.sigma)
+
+
 def distil_by_adam(
-    objective: ConsistencyObjective,
+    objective: Objective,
     student: nn.Module,
     teacher: ExactTeacher,
     *,
@@ -126,7 +155,7 @@ def distil_by_adam(
     return losses
 
 
-def distil_upwards(objective: ConsistencyObjective, student: GridStudent, teacher: ExactTeacher) -> None:
+def distil_upwards(objective: Objective, student: GridStudent, teacher: ExactTeacher) -> None:
     """Distil one solver step after the other, from the data upwards, each until it has converged.
 
     Each step only asks the one below it, so this is the fixed point that random steps would reach, reached sooner.
@@ -135,10 +164,11 @@ def distil_upwards(objective: ConsistencyObjective, student: GridStudent, teache
     """
     generator = torch.Generator().manual_seed(1)
     latents = teacher.conditional.sample(len(student.knots), generator)
-    # The l2 loss is a mean of squares of the outputs (x0), one by one, so with a rate of half their number one step of
-    # gradient descent goes all the way; the second shows that nothing is left.
-    optimizer = torch.optim.SGD(student.parameters(), lr=latents.numel() / 2)
     for index in range(NUM_SOLVER_STEPS):
+        # The l2 loss is a mean of squares of what is linear in the outputs (x0), one by one, so with this rate one step
+        # of gradient descent goes all the way; the second shows that nothing is left.
+        rate = latents.numel() / 2 / sensitivity(objective, index) ** 2
+        optimizer = torch.optim.SGD(student.parameters(), lr=rate)
         draw = objective.draw(latents, generator)
         draw = replace(draw, index=torch.full_like(draw.index, index))
         level = SCHEDULE.level(objective.start_t[draw.index], latents)

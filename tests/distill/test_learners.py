@@ -99,7 +99,7 @@ def test_the_loss_of_a_unet_is_the_formula_on_its_outputs(base: DiffusionBase, t
     learner = DistilledLora(base.unet, config)
     stir(learner)
     student, teacher = UnetStudent(learner, accelerator), UnetTeacher(learner, unconditional, accelerator)
-    objective = ConsistencyObjective(base.schedule, base.prediction, config.objective)
+    objective = ConsistencyObjective(base.schedule, base.prediction, config.objective_config)
     latents = torch.randn(3, *base.latent_shape())
     draw = objective.draw(latents, torch.Generator().manual_seed(2))
     ours = objective.loss(student, teacher, student, latents, condition, draw)

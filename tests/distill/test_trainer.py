@@ -86,6 +86,55 @@ def test_one_step_comes_closer_to_the_teacher(base_folders: dict[str, Path], tmp
     assert list(record["sha256"]) == ["pytorch_lora_weights.safetensors"]
 
 
+@pytest.mark.parametrize("teacher_steps", [1, None])
+def test_two_phases_come_closer_to_the_teacher(
+    base_folders: dict[str, Path], tmp_path: Path, teacher_steps: int | None
+) -> None:
+    """In two steps and without fresh noise, so that the pairing with the teacher's four holds for both."""
+    config = tiny_config(
+        base_folders["sd"],
+        tmp_path,
+        objective="phased",
+        phases=2,
+        teacher_steps=teacher_steps,
+        num_steps=60,
+        learning_rate=2e-2,
+        rank=8,
+        batch=8,
+        eval_every=30,
+        eval_rows=6,
+        guidance=4.0,
+        num_solver_steps=4,
+        sample_steps=(1,),
+        targets=(*LCM_TARGETS, "conv_in", "conv_out"),
+    )
+    report = run(config)
+    assert report.num_paired_steps == 2
+    assert report.paired_rmse_before > 0.3, "there is something to learn"
+    assert report.paired_rmse_after < 0.85 * report.paired_rmse_before
+    with Image.open(report.run_folder / "samples" / "step-00000060.png") as grid:
+        columns = json.loads(grid.text["columns"])  # type: ignore[attr-defined]
+    assert columns[1:] == ["student, 1 steps", "student, 2 steps"]
+    record = json.loads((config.out / "distill.json").read_text())
+    assert (record["objective"], record["settings"]["phases"], record["num_paired_steps"]) == (
+        "phased",
+        2,
+        2,
+    )
+
+
+def test_the_objective_is_part_of_what_a_run_is(base_folders: dict[str, Path], tmp_path: Path) -> None:
+    config = tiny_config(base_folders["sd"], tmp_path, num_solver_steps=4, num_steps=2)
+    assert "objective" not in config.fingerprint, "a run begun before there was a choice goes on"
+    run(config)
+    with pytest.raises(ConfigError, match="objective"):
+        run(replace(config, objective="phased", phases=2))
+    with pytest.raises(ConfigError, match="phases and teacher_steps belong to the objective phased"):
+        replace(config, phases=2)
+    with pytest.raises(ConfigError, match="near are 4 and 7"):
+        replace(config, objective="phased", phases=3)
+
+
 def test_sdxl_is_distilled_and_samples(base_folders: dict[str, Path], tmp_path: Path) -> None:
     config = tiny_config(base_folders["sdxl"], tmp_path, num_steps=20, batch=2, ema_decay=0.9)
     report = run(config)

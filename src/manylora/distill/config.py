@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from manylora.distill.objective import ObjectiveConfig
+from manylora.distill.phased import PhasedConfig
 from manylora.errors import ConfigError
 from manylora.training.loop import LoopConfig
 
@@ -20,6 +21,7 @@ _NOT_OF_THE_TRAJECTORY = {
     *("base", "data", "out", "out_dtype", "name", "runs_dir", "base_name", "checkpoint_every", "resume"),
     *("eval_every", "eval_rows", "sample_steps", "gradient_checkpointing"),
 }
+_OF_THE_CHOICE = {"objective", "phases", "teacher_steps"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,6 +34,18 @@ class DistillConfig:
 
     out: Path
     """Folder that the LoRA is written to, as pytorch_lora_weights.safetensors (with `full`: a diffusers folder)."""
+
+    objective: Literal["lcm", "phased"] = "lcm"
+    """What the student learns. lcm: where the trajectory ends, used with the sampler lcm in any number of steps.
+    phased: where its phase of the trajectory starts, used with the sampler ddim in as many steps as phases."""
+
+    phases: int | None = None
+    """Of the objective `phased`: phases, which is the number of steps that the LoRA is for. They divide
+    num_solver_steps. None: 4."""
+
+    teacher_steps: int | None = None
+    """Of the objective `phased`: solver steps that the teacher walks before the student jumps the rest of the phase. 1
+    is phased consistency. None: the whole phase, so that no error of the student enters the target."""
 
     guidance: float = 8.5
     """Guidance scale at which the teacher is best; it is distilled into the student, which then runs without
@@ -113,7 +127,8 @@ class DistillConfig:
     """Pictures of a look: captions of the data set, noise by the seed."""
 
     sample_steps: tuple[int, ...] = (1, 2, 4)
-    """Steps of the samples in a grid, one column each; the teacher's solver stands first."""
+    """Steps of the samples in a grid, one column each; the teacher's solver stands first. The objective phased adds its
+    phases."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train."""
@@ -175,6 +190,7 @@ class DistillConfig:
         if self.name is not None and (self.name in ("", "..") or Path(self.name).name != self.name):
             raise ConfigError(f"name must be the name of one folder, got {self.name!r}")
         for name, known in (
+            ("objective", ("lcm", "phased")),
             ("loss", ("huber", "l2")),
             ("precision", ("bf16", "fp32")),
             ("out_dtype", ("bf16", "fp16", "fp32")),
@@ -182,17 +198,24 @@ class DistillConfig:
         ):
             if getattr(self, name) not in known:
                 raise ConfigError(f"{name} must be one of {list(known)}, got {getattr(self, name)!r}")
-        self.objective  # noqa: B018  its own settings are checked where they are made
+        if self.objective == "lcm" and (self.phases, self.teacher_steps) != (None, None):
+            raise ConfigError("phases and teacher_steps belong to the objective phased")
+        self.objective_config  # noqa: B018  its own settings are checked where they are made
 
     @property
-    def objective(self) -> ObjectiveConfig:
-        return ObjectiveConfig(
-            guidance_scale=self.guidance,
-            max_guidance_scale=self.max_guidance,
-            num_solver_steps=self.num_solver_steps,
-            loss=self.loss,
-            huber_c=self.huber_c,
-        )
+    def objective_config(self) -> ObjectiveConfig:
+        """A PhasedConfig where the objective is phased."""
+        shared: dict[str, Any] = {
+            "guidance_scale": self.guidance,
+            "max_guidance_scale": self.max_guidance,
+            "num_solver_steps": self.num_solver_steps,
+            "loss": self.loss,
+            "huber_c": self.huber_c,
+        }
+        if self.objective == "lcm":
+            return ObjectiveConfig(**shared)
+        phases = 4 if self.phases is None else self.phases
+        return PhasedConfig(**shared, phases=phases, teacher_steps=self.teacher_steps)
 
     @property
     def resolved_alpha(self) -> float:
@@ -229,4 +252,6 @@ class DistillConfig:
     @property
     def fingerprint(self) -> dict[str, Any]:
         """What a run and its continuation must have in common."""
-        return {name: value for name, value in self.as_json().items() if name not in _NOT_OF_THE_TRAJECTORY}
+        # Nothing of the choice is said where it is lcm, so that a run begun before there was one goes on.
+        left_out = _NOT_OF_THE_TRAJECTORY | (_OF_THE_CHOICE if self.objective == "lcm" else set())
+        return {name: value for name, value in self.as_json().items() if name not in left_out}

@@ -53,21 +53,27 @@ class Looks:
         self._probe = Probe(noise, condition, end.to(noise))
 
     def look(self, student: UnetStudent, step: int) -> float:
-        """Return the paired distance of one step, and draw the student at each of `sample_steps`."""
+        """Return the paired distance, in as many steps as the objective can be paired in, and draw the student."""
         assert self._probe is not None
         probe, seed = self._probe, self.config.seed
+        num_paired = self.sampling.objective.num_paired_steps
         ends = {
             num_steps: self.sampling.student_end(student, probe.noise, probe.condition, num_steps, seed)
-            for num_steps in {1, *self.config.sample_steps}
+            for num_steps in {num_paired, *self._drawn_steps()}
         }
         self._draw(probe, ends, step)
-        return probe.paired_rmse(ends[1])
+        return probe.paired_rmse(ends[num_paired])
+
+    def _drawn_steps(self) -> list[int]:
+        steps, phases = self.config.sample_steps, self.sampling.objective.num_paired_steps
+        is_shown = self.config.objective == "lcm" or phases in steps
+        return [*steps] if is_shown else sorted([*steps, phases])
 
     def _draw(self, probe: Probe, ends: Mapping[int, Tensor], step: int) -> None:
         shown = slice(0, _MAX_SAMPLE_ROWS)
         teacher = f"teacher, {self.config.num_solver_steps} steps at guidance {self.config.guidance:g}"
         columns = {teacher: self.base.decode_latents(probe.teacher_end[shown])}
-        for num_steps in self.config.sample_steps:
+        for num_steps in self._drawn_steps():
             columns[f"student, {num_steps} steps"] = self.base.decode_latents(ends[num_steps][shown])
         captions = [
             self.pictures.captions[int(self.pictures.caption_rows[row])] for row in self.rows[shown]

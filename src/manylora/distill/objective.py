@@ -1,13 +1,16 @@
-"""Latent consistency distillation: the loss of one train step, for any student and any teacher.
+"""What every objective shares, and latent consistency distillation: the loss of one train step, for any student and
+any teacher. `phased` has the other objective.
 
 Knows schedules and latents. Knows no UNet, adapter, optimizer or file: the trainer for real models and the tests whose
-answer is known in closed form both call `ConsistencyObjective.loss`, and nothing else here is theirs to repeat.
+answer is known in closed form both call `loss`, and nothing else here is theirs to repeat.
 """
 
 # Shapes: B rows of a batch, S solver steps of the grid; latents are [B, ...].
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, TypeVar
 
@@ -15,8 +18,10 @@ import torch
 from torch import Tensor
 
 from manylora.diffusion import (
+    Denoiser,
     NoiseLevel,
     NoiseSchedule,
+    NoiseSource,
     Prediction,
     add_noise,
     consistency,
@@ -25,6 +30,9 @@ from manylora.diffusion import (
     guidance_weight,
     guide,
     landing_grid,
+    last_latent,
+    lcm_sample,
+    lcm_timesteps,
     solver_grid,
 )
 from manylora.errors import ConfigError
@@ -95,29 +103,25 @@ class Draw:
     w: Tensor  # [B]  guidance_scale - 1
 
 
-class ConsistencyObjective:
-    """The student's end of the trajectory at one solver step equals its own (or its average's) a step further down.
+class Objective(ABC):
+    """What a student learns from a teacher's guided DDIM solver, and how it is then asked for pictures."""
 
-    Source:
-        Latent consistency models (Luo et al. 2023), algorithm 1; LCM-LoRA (Luo et al. 2023) leaves out the average.
-    """
+    num_paired_steps: int
+    """Steps of `sample` after which the student ends where the teacher's solver ends from the same noise."""
 
-    def __init__(self, schedule: NoiseSchedule, prediction: Prediction, config: ObjectiveConfig) -> None:
+    def __init__(
+        self,
+        schedule: NoiseSchedule,
+        prediction: Prediction,
+        config: ObjectiveConfig,
+        start_t: Sequence[int],
+        landing_t: Sequence[int],
+    ) -> None:
         self.schedule, self.prediction, self.config = schedule, prediction, config
-        self.start_t = torch.tensor(solver_grid(config.num_solver_steps, schedule.num_timesteps))  # [S]
-        self.landing_t = torch.tensor(landing_grid(config.num_solver_steps, schedule.num_timesteps))  # [S]
+        self.start_t = torch.tensor(start_t)  # [S]  rising
+        self.landing_t = torch.tensor(landing_t)  # [S]
 
-    def draw(self, latents: Tensor, generator: torch.Generator | None = None) -> Draw:
-        """Draw solver step, noise and guidance of every row. The generator lives on the CPU, so a seed draws the same
-        on any device."""
-        num_rows = len(latents)
-        index = torch.randint(self.config.num_solver_steps, (num_rows,), generator=generator)
-        noise = torch.randn(latents.shape, generator=generator, dtype=_precise(latents))
-        low, high = self.config.guidance_scale, self.config.max_guidance_scale
-        share = torch.rand(num_rows, generator=generator, dtype=_precise(latents))
-        w = guidance_weight(low) + share * (0.0 if high is None else high - low)
-        return Draw(index.to(latents.device), noise.to(latents.device), w.to(latents.device))
-
+    @abstractmethod
     def loss(
         self,
         student: Student[ConditionT_contra],
@@ -134,17 +138,28 @@ class ConsistencyObjective:
             latents: [B, ...] clean latents; whatever their dtype, everything outside the networks is fp32 at least.
             condition: handed to the networks as it is.
         """
-        latents = latents.to(_precise(latents))
-        t, t_landing = (
-            grid.to(latents.device)[draw.index] for grid in (self.start_t, self.landing_t)
-        )  # [B]
-        level = self.schedule.level(t, latents)
-        z = add_noise(latents, draw.noise, level)
-        # The target comes first: it keeps no graph, so its memory is free again when the student's is taken.
-        with torch.no_grad():
-            z_landing = self._solver_step(teacher, z, t, t_landing, condition, draw.w)
-            landed = self._end(target_student, z_landing, t_landing, condition, draw.w)
-        return self._distance(self._end(student, z, t, condition, draw.w), landed)
+
+    @abstractmethod
+    def sample(self, denoise: Denoiser, z: Tensor, num_steps: int, noise: NoiseSource) -> Tensor:
+        """Return the latents [B, ...] that a student reaches from noise z [B, ...], as its sampler asks it.
+
+        Args:
+            denoise: the student, unguided.
+        """
+
+    def draw(self, latents: Tensor, generator: torch.Generator | None = None) -> Draw:
+        """Draw solver step, noise and guidance of every row. The generator lives on the CPU, so a seed draws the same
+        on any device."""
+        num_rows = len(latents)
+        index = self._draw_index(num_rows, generator)
+        noise = torch.randn(latents.shape, generator=generator, dtype=precise_dtype(latents))
+        low, high = self.config.guidance_scale, self.config.max_guidance_scale
+        share = torch.rand(num_rows, generator=generator, dtype=precise_dtype(latents))
+        w = guidance_weight(low) + share * (0.0 if high is None else high - low)
+        return Draw(index.to(latents.device), noise.to(latents.device), w.to(latents.device))
+
+    def _draw_index(self, num_rows: int, generator: torch.Generator | None) -> Tensor:  # [B]
+        return torch.randint(self.config.num_solver_steps, (num_rows,), generator=generator)
 
     def _solver_step(
         self,
@@ -162,6 +177,59 @@ class ConsistencyObjective:
         )
         return ddim_step(z, guide(conditional, unconditional, _by_row(w, z)), level, to)
 
+    def _distance(self, found: Tensor, wanted: Tensor) -> Tensor:
+        difference = found - wanted
+        if self.config.loss == "l2":
+            return difference.square().mean()
+        # Pseudo-Huber, as in improved consistency training (Song & Dhariwal 2024), by element as LCM has it.
+        c = self.config.huber_c
+        return ((difference.square() + c**2).sqrt() - c).mean()
+
+
+class ConsistencyObjective(Objective):
+    """The student's end of the trajectory at one solver step equals its own (or its average's) a step further down.
+
+    Source:
+        Latent consistency models (Luo et al. 2023), algorithm 1; LCM-LoRA (Luo et al. 2023) leaves out the average.
+    """
+
+    num_paired_steps = 1  # LCM sampling adds noise of its own before a second one
+
+    def __init__(self, schedule: NoiseSchedule, prediction: Prediction, config: ObjectiveConfig) -> None:
+        grids = (
+            grid(config.num_solver_steps, schedule.num_timesteps) for grid in (solver_grid, landing_grid)
+        )
+        super().__init__(schedule, prediction, config, *grids)
+
+    def loss(
+        self,
+        student: Student[ConditionT_contra],
+        teacher: Teacher[ConditionT_contra],
+        target_student: Student[ConditionT_contra],
+        latents: Tensor,
+        condition: ConditionT_contra,
+        draw: Draw,
+    ) -> Tensor:
+        latents = latents.to(precise_dtype(latents))
+        t, t_landing = (
+            grid.to(latents.device)[draw.index] for grid in (self.start_t, self.landing_t)
+        )  # [B]
+        level = self.schedule.level(t, latents)
+        z = add_noise(latents, draw.noise, level)
+        # The target comes first: it keeps no graph, so its memory is free again when the student's is taken.
+        with torch.no_grad():
+            z_landing = self._solver_step(teacher, z, t, t_landing, condition, draw.w)
+            landed = self._end(target_student, z_landing, t_landing, condition, draw.w)
+        return self._distance(self._end(student, z, t, condition, draw.w), landed)
+
+    def sample(self, denoise: Denoiser, z: Tensor, num_steps: int, noise: NoiseSource) -> Tensor:
+        timesteps = lcm_timesteps(
+            num_steps,
+            original_steps=self.config.num_solver_steps,
+            num_timesteps=self.schedule.num_timesteps,
+        )
+        return last_latent(lcm_sample(denoise, self.schedule, z, timesteps, noise))
+
     def _end(
         self,
         student: Student[ConditionT_contra],
@@ -174,19 +242,12 @@ class ConsistencyObjective:
         level: NoiseLevel = self.schedule.level(t, z)
         return consistency(z, denoised_from(student(z, t, condition, w), z, level, self.prediction).x0, t)
 
-    def _distance(self, found: Tensor, wanted: Tensor) -> Tensor:
-        difference = found - wanted
-        if self.config.loss == "l2":
-            return difference.square().mean()
-        # Pseudo-Huber, as in improved consistency training (Song & Dhariwal 2024), by element as LCM has it.
-        c = self.config.huber_c
-        return ((difference.square() + c**2).sqrt() - c).mean()
-
 
 def _by_row(w: Tensor, z: Tensor) -> Tensor:
     """w [B] shaped to broadcast against z [B, ...]."""
     return w.reshape(-1, *[1] * (z.dim() - 1))
 
 
-def _precise(latents: Tensor) -> torch.dtype:
+def precise_dtype(latents: Tensor) -> torch.dtype:
+    """Return the dtype of everything outside the networks: fp32 at least."""
     return torch.promote_types(latents.dtype, torch.float32)

@@ -1,6 +1,7 @@
-"""How far the student is from the teacher: one step of the one against the whole solver of the other.
+"""How far the student is from the teacher: few steps of the one against the whole solver of the other.
 
-Both start from the same noise. That pairing holds for one step alone: with more, LCM sampling adds fresh noise.
+Both start from the same noise. How many steps that pairing holds for the objective says: LCM sampling adds fresh noise
+from the second on.
 """
 
 # Shapes: P rows of the probe; latents are [P, 4, h, w].
@@ -23,12 +24,10 @@ from manylora.diffusion import (
     guidance_weight,
     guided_denoiser,
     last_latent,
-    lcm_sample,
-    lcm_timesteps,
     solve,
 )
 from manylora.distill.networks import UnetStudent, UnetTeacher
-from manylora.distill.objective import ConsistencyObjective
+from manylora.distill.objective import Objective
 from manylora.distill.pictures import generator_at
 from manylora.models.diffusion_base import Condition
 
@@ -49,7 +48,7 @@ class Probe:
 class Sampling:
     """Teacher and student as samplers run them, at one guidance, a batch at a time."""
 
-    def __init__(self, objective: ConsistencyObjective, batch: int) -> None:
+    def __init__(self, objective: Objective, batch: int) -> None:
         self.objective, self.batch = objective, batch
 
     @torch.no_grad()
@@ -76,23 +75,17 @@ class Sampling:
     def student_end(
         self, student: UnetStudent, noise: Tensor, condition: Condition, num_steps: int, seed: int
     ) -> Tensor:
-        """Return where LCM sampling takes noise [P, 4, h, w]; what it adds between steps is drawn by the seed."""
+        """Return where the objective's sampler takes noise [P, 4, h, w]; what it adds between steps is drawn by the
+        seed."""
         objective, schedule = self.objective, self.objective.schedule
-        timesteps = lcm_timesteps(
-            num_steps,
-            original_steps=objective.config.num_solver_steps,
-            num_timesteps=schedule.num_timesteps,
-        )
         w = torch.full((self.batch,), guidance_weight(objective.config.guidance_scale))
         draw = generator_at(seed, 3)
 
         def end(z: Tensor, condition: Condition) -> Tensor:
             network = lambda z, t: student(z, t, condition, w[: len(z)])  # noqa: E731
             denoise = denoiser(network, schedule, objective.prediction)
-            return last_latent(
-                lcm_sample(
-                    denoise, schedule, z, timesteps, lambda z: torch.randn(z.shape, generator=draw).to(z)
-                )
+            return objective.sample(
+                denoise, z, num_steps, lambda z: torch.randn(z.shape, generator=draw).to(z)
             )
 
         return self._in_batches(noise, condition, end)

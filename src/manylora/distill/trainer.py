@@ -31,8 +31,9 @@ from manylora.distill.ema import EmaWeights
 from manylora.distill.learners import DistilledLora, DistilledUnet
 from manylora.distill.looks import Looks
 from manylora.distill.networks import AveragedStudent, UnetStudent, UnetTeacher
-from manylora.distill.objective import ConsistencyObjective, Draw
+from manylora.distill.objective import ConsistencyObjective, Draw, Objective
 from manylora.distill.output import refuse_to_replace, write_result
+from manylora.distill.phased import PhasedConfig, PhasedObjective
 from manylora.distill.pictures import Pictures, RowOrder, about, batch_of, generator_at
 from manylora.distill.probe import Sampling
 from manylora.models.diffusion_base import DiffusionBase, load_diffusion_base
@@ -55,9 +56,12 @@ class DistillReport:
     run_folder: Path
     num_steps: int
     paired_rmse_before: float
-    """One step of the base, unguided and with nothing learnt, against the teacher's solver; latents' spread is 1."""
+    """`num_paired_steps` of the base, unguided and with nothing learnt, against the teacher's solver; latents' spread
+    is 1."""
     paired_rmse_after: float
-    """One step of the student against the same."""
+    """As many steps of the student against the same."""
+    num_paired_steps: int
+    """1, or the phases of the objective."""
     train_seconds: float
     """Time spent in steps, over all parts of an interrupted run."""
 
@@ -105,7 +109,8 @@ def distill(
             pass
         report = distillation.finish()
     console.print(
-        f"{config.out}: one step's distance to the teacher {report.paired_rmse_before:.3f} -> "
+        f"{config.out}: distance to the teacher in {report.num_paired_steps} "
+        f"step{'s' * (report.num_paired_steps > 1)} {report.paired_rmse_before:.3f} -> "
         f"{report.paired_rmse_after:.3f} after {report.num_steps} steps, {report.train_seconds:.0f} s; "
         f"metrics and samples in {report.run_folder}",
         soft_wrap=True,
@@ -135,7 +140,7 @@ class Distillation:
         self.ema = (
             None if config.ema_decay is None else EmaWeights(self.learner.parameters, config.ema_decay)
         )
-        self.objective = ConsistencyObjective(base.schedule, base.prediction, config.objective)
+        self.objective = _objective(config, base)
         self.order = RowOrder(len(pictures), config.batch, config.seed)
         self.run = TrainingRun(
             config.run_folder,
@@ -212,6 +217,7 @@ class Distillation:
             self.run.step,
             distances[0],
             distances[-1],
+            self.objective.num_paired_steps,
             round(self.run.notes["train_seconds"], 1),
         )
         plot_losses(
@@ -250,11 +256,22 @@ class Distillation:
             "guidance": config.guidance,
             "w": guidance_weight(config.guidance),
             "max_guidance": config.max_guidance,
+            "objective": config.objective,
             "settings": config.as_json(),
             "data": about(self.pictures),
             **{
                 k: numbers[k]
-                for k in ("num_steps", "paired_rmse_before", "paired_rmse_after", "train_seconds")
+                for k in (
+                    *("num_steps", "paired_rmse_before", "paired_rmse_after", "num_paired_steps"),
+                    "train_seconds",
+                )
             },
             "environment": describe_environment(self.accelerator.device),
         }
+
+
+def _objective(config: DistillConfig, base: DiffusionBase) -> Objective:
+    settings = config.objective_config
+    if isinstance(settings, PhasedConfig):
+        return PhasedObjective(base.schedule, base.prediction, settings)
+    return ConsistencyObjective(base.schedule, base.prediction, settings)

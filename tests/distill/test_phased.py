@@ -1,0 +1,264 @@
+"""Phased distillation: the parts of its loss against the formula, and against teachers known in closed form.
+
+Errors are paired (same noise) and relative to the data's standard deviation.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.testing import assert_close
+
+from manylora.diffusion import Prediction, denoiser, last_latent, trailing_timesteps
+from manylora.distill import Draw, PhasedConfig, PhasedObjective
+from manylora.errors import ConfigError
+from manylora.image.params import ImageParams
+from manylora.image.sampler import sample, timesteps_of
+from tests.distill import test_gaussian as gaussians
+from tests.distill import test_mixtures as mixtures
+from tests.distill.closed_forms import SCHEDULE, ExactTeacher, gaussian_flow, quantile_transport, rmse
+from tests.distill.students import AffineStudent, GridStudent, distil_by_adam, distil_upwards, sampled
+from tests.distill.test_objective import Bent, teacher
+
+
+def objective(prediction: Prediction = Prediction.EPSILON, **settings: Any) -> PhasedObjective:
+    config = PhasedConfig(**{"guidance_scale": 2.5, "loss": "l2", "phases": 5, **settings})
+    return PhasedObjective(SCHEDULE, prediction, config)
+
+
+def inputs(offset: int, rows: int = 4) -> tuple[Tensor, Tensor, Draw]:
+    """Rows in the phases 0, 1, 3, 4 of five, all so far above their starts."""
+    latents, condition = (torch.randn(rows, 2, dtype=torch.float64) for _ in range(2))
+    index = torch.tensor([0, 1, 3, 4]) * 10 + offset
+    return latents, condition, Draw(index, torch.randn_like(latents), torch.full((rows,), 1.5).double())
+
+
+def written_out(
+    student: Bent, latents: Tensor, condition: Tensor, draw: Draw, num_walked: int
+) -> tuple[Tensor, Tensor]:
+    """The student's jump and its target, from the formulas, row by row, on the grid -1, 19, .., 999 with 0 for -1."""
+    found: list[Tensor] = []
+    wanted: list[Tensor] = []
+    for row, i in enumerate(draw.index.tolist()):
+        w, c = draw.w[row], condition[row : row + 1]
+        times = [max(20 * j - 1, 0) for j in range(i + 2)]
+        bottom = times[i // 10 * 10]
+
+        def ddim(z: Tensor, epsilon: Tensor, t: int, to: int) -> Tensor:
+            a, b = SCHEDULE.alpha_bar[t], SCHEDULE.alpha_bar[to]
+            return b.sqrt() * (z - (1 - a).sqrt() * epsilon) / a.sqrt() + (1 - b).sqrt() * epsilon
+
+        def jump(z: Tensor, t: int, c: Tensor = c, w: Tensor = w, bottom: int = bottom) -> Tensor:
+            return ddim(z, student(z[None], torch.tensor([t]), c, w[None])[0], t, bottom)
+
+        a = SCHEDULE.alpha_bar[times[i + 1]]
+        z = a.sqrt() * latents[row] + (1 - a).sqrt() * draw.noise[row]
+        found.append(jump(z, times[i + 1]))
+        for j in range(num_walked):
+            t, to = times[i + 1 - j], times[i - j]
+            epsilon_c, epsilon_u = teacher(z[None], torch.tensor([t]), c)
+            z = ddim(z, (1 + w) * epsilon_c[0] - w * epsilon_u[0], t, to)
+        wanted.append(z if to == bottom else jump(z, to))
+    return torch.stack(found), torch.stack(wanted)
+
+
+@pytest.mark.parametrize(
+    ("teacher_steps", "offset", "num_walked"), [(1, 0, 1), (1, 9, 1), (3, 6, 3), (3, 1, 2), (None, 9, 10)]
+)
+def test_the_loss_is_the_formula(teacher_steps, offset, num_walked):
+    latents, condition, draw = inputs(offset)
+    student = Bent()
+    found, wanted = written_out(student, latents, condition, draw, num_walked)
+    ours = objective(teacher_steps=teacher_steps).loss(student, teacher, student, latents, condition, draw)
+    assert ours.item() > 1e-4
+    assert_close(ours, (found - wanted).square().mean())
+    for row in range(len(latents)):  # alone, so that the rows' sum hides nothing
+        one = slice(row, row + 1)
+        alone = Draw(draw.index[one], draw.noise[one], draw.w[one])
+        ours = objective(teacher_steps=teacher_steps).loss(
+            student, teacher, student, latents[one], condition[one], alone
+        )
+        assert_close(ours, (found - wanted)[row].square().mean())
+
+
+def test_the_target_has_no_gradient():
+    latents, condition, draw = inputs(4)
+    student = Bent()
+    found, wanted = written_out(student, latents, condition, draw, 1)
+    stopped = torch.autograd.grad(
+        (found - wanted.detach()).square().mean(), student.weight, retain_graph=True
+    )[0]
+    through = torch.autograd.grad((found - wanted).square().mean(), student.weight)[0]
+    assert not torch.allclose(stopped, through, rtol=0.05)
+    objective(teacher_steps=1).loss(student, teacher, student, latents, condition, draw).backward()
+    assert student.weight.grad is not None
+    assert_close(student.weight.grad, stopped)
+
+
+def test_the_target_is_the_average_that_was_named_until_the_teacher_walks_all_of_the_phase():
+    student, average = Bent(), Bent()
+    average.weight.data += 0.5
+    for teacher_steps, offset, is_asked in ((1, 4, True), (1, 0, False), (None, 9, False)):
+        latents, condition, draw = inputs(offset)
+        losses = [
+            objective(teacher_steps=teacher_steps).loss(student, teacher, target, latents, condition, draw)
+            for target in (average, student)
+        ]
+        assert torch.equal(*losses) is not is_asked
+
+
+def test_a_jump_from_the_phases_start_goes_nowhere():
+    """The boundary condition holds by itself, whatever the student says there."""
+    z = torch.randn(3, 2, dtype=torch.float64)
+    t = torch.tensor([199, 599, 0])
+    level = SCHEDULE.level(t, z)
+    phased = objective()
+    phased.start_t, phased.phase_start_t = t, t
+    jumped = phased._jump(Bent(), z, torch.arange(3), torch.zeros(3, 2).double(), torch.zeros(3).double())
+    assert (level.sigma > 0).all()
+    assert_close(jumped, z)
+
+
+@pytest.mark.parametrize(
+    ("num_solver_steps", "phases"), [(50, 1), (50, 5), (16, 4), (48, 16), (52, 4), (7, 7)]
+)
+def test_phases_end_where_the_sampler_asks(num_solver_steps, phases):
+    phased = objective(num_solver_steps=num_solver_steps, phases=phases)
+    length = num_solver_steps // phases
+    ends = phased.start_t[length - 1 :: length].tolist()
+    assert ends[::-1] == trailing_timesteps(phases)
+    assert phased.landing_t.tolist() == [0, *phased.start_t.tolist()[:-1]]
+    assert phased.phase_start_t.tolist() == [t for t in [0, *ends[:-1]] for _ in range(length)]
+    assert (phased.start_t > phased.landing_t).all()
+
+
+def test_it_is_sampled_as_pictures_are_made_with_ddim():
+    phased, student = objective(), Bent()
+    z, w = torch.randn(3, 2, dtype=torch.float64), torch.zeros(3, dtype=torch.float64)
+    condition = torch.zeros(3, 2, dtype=torch.float64)
+    denoise = denoiser(lambda z, t: student(z, t, condition, w).detach(), SCHEDULE, phased.prediction)
+    timesteps = timesteps_of(ImageParams(sampler="ddim", steps=5), SCHEDULE.num_timesteps)
+    made = last_latent(sample("ddim", denoise, SCHEDULE, z, timesteps, torch.randn_like))
+    found = phased.sample(denoise, z, 5, torch.randn_like)
+    assert not torch.allclose(found, phased.sample(denoise, z, 4, torch.randn_like))
+    assert torch.equal(found, made)
+
+
+def test_draws_stand_equally_far_in_phases_of_their_own():
+    latents = torch.zeros(64, 2)
+    generator = torch.Generator().manual_seed(3)
+    walking = [objective(teacher_steps=2).draw(latents, generator).index for _ in range(100)]
+    assert all(len((index % 10).unique()) == 1 for index in walking)
+    assert {int(index[0]) % 10 for index in walking} == set(range(10))
+    assert sorted(set((walking[0] // 10).tolist())) == list(range(5))
+    whole = objective().draw(latents, generator).index
+    assert sorted(set(whole.tolist())) == [9, 19, 29, 39, 49]
+    again, other = (
+        objective(teacher_steps=2).draw(latents, torch.Generator().manual_seed(seed)) for seed in (3, 4)
+    )
+    assert torch.equal(again.index, walking[0])
+    assert not torch.equal(again.noise, other.noise)
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"phases": 0}, "phases"),
+        ({"phases": 4}, "near are 48 and 52"),
+        ({"teacher_steps": 0}, r"teacher_steps must lie in \[1, 10\]"),
+        ({"teacher_steps": 11}, "teacher_steps"),
+        ({"guidance_scale": 0.5}, "guidance_scale"),
+    ],
+)
+def test_settings_out_of_range_are_refused(settings, named):
+    with pytest.raises(ConfigError, match=named):
+        objective(**settings)
+
+
+@pytest.mark.parametrize(("phases", "teacher_steps"), [(5, 1), (5, None), (2, 5), (1, 1)])
+def test_a_gaussian_is_walked_in_as_many_steps_as_phases(phases, teacher_steps):
+    """Guided: from the same noise the student ends where the teacher's fifty steps do, and near the exact flow."""
+    phased = objective(
+        Prediction.V,
+        guidance_scale=gaussians.GUIDANCE_SCALE,
+        phases=phases,
+        teacher_steps=teacher_steps,
+    )
+    student, z = AffineStudent(2), gaussians.noise()
+    wanted = gaussians.TEACHER.flow(z, gaussians.GUIDANCE_SCALE)
+    w = gaussians.GUIDANCE_SCALE - 1
+    assert rmse(sampled(phased, student, z, phases, w), wanted) / gaussians.STD > 0.3
+    coarse = gaussians.TEACHER.flow(z, gaussians.GUIDANCE_SCALE, num_steps=phases)
+    assert rmse(coarse, wanted) / gaussians.STD > 0.05, (
+        "as many steps of the teacher itself do not get there"
+    )
+    distil_by_adam(phased, student, gaussians.TEACHER, num_steps=3000)
+    found = sampled(phased, student, z, phases, w)
+    assert rmse(found, wanted) / gaussians.STD < 0.02
+    assert rmse(found, gaussian_flow(gaussians.EXACT, z, 999, 0)) / gaussians.STD < 0.06
+
+
+@pytest.mark.parametrize(("phases", "teacher_steps"), [(5, 1), (2, None)])
+def test_a_line_is_walked_by_quantiles(phases, teacher_steps):
+    data = mixtures.LINE
+    exact = ExactTeacher(data, data, GridStudent.prediction)
+    phased = objective(
+        GridStudent.prediction, guidance_scale=1.0, phases=phases, teacher_steps=teacher_steps
+    )
+    student, z = GridStudent(data, 1601, 5.0), mixtures.noise(4000, 1)
+    wanted, keep = exact.flow(z, 1.0), mixtures.away_from_the_tear(exact, 1.0, z)
+    before = sampled(phased, student, z, phases)
+    assert rmse(before[keep], wanted[keep]) / data.std() > 0.08
+    distil_upwards(phased, student, exact)
+    found = sampled(phased, student, z, phases)
+    assert rmse(found[keep], wanted[keep]) / data.std() < 0.03
+    assert rmse(found[keep], quantile_transport(data, z, 999, 0)[keep]) / data.std() < 0.04
+
+
+@pytest.mark.parametrize("name", mixtures.CASES)
+def test_the_plane_is_walked_in_five_steps(name):
+    conditional, guidance_scale = mixtures.CASES[name]
+    exact = ExactTeacher(conditional, mixtures.PLANE, GridStudent.prediction)
+    phased = objective(GridStudent.prediction, guidance_scale=guidance_scale, teacher_steps=1)
+    student, z = GridStudent(conditional, 201, 3.5), mixtures.noise(2000, 2)
+    wanted = exact.flow(z, guidance_scale)
+    keep = mixtures.away_from_the_tear(exact, guidance_scale, z)
+    before = sampled(phased, student, z, 5)
+    assert rmse(before[keep], wanted[keep]) / conditional.std() > 0.08
+    distil_upwards(phased, student, exact)
+    assert rmse(sampled(phased, student, z, 5)[keep], wanted[keep]) / conditional.std() < 0.03
+
+
+def test_each_phase_alone_is_the_teachers_steps_through_it():
+    """Not only the whole way: from the exact place at a phase's end one jump goes where ten solver steps go."""
+    phased = objective(Prediction.V, guidance_scale=gaussians.GUIDANCE_SCALE, teacher_steps=1)
+    student = AffineStudent(2)
+    distil_by_adam(phased, student, gaussians.TEACHER, num_steps=3000)
+    for index in (9, 19, 29, 39, 49):
+        z = gaussian_flow(gaussians.EXACT, gaussians.noise(), 999, int(phased.start_t[index]))
+        rows = torch.full((len(z),), index)
+        found = phased._jump(student, z, rows, None, torch.full((len(z),), 2.0).double()).detach()
+        wanted = z
+        for at in range(index, index - 10, -1):
+            here = torch.full((len(z),), at)
+            wanted = phased._solver_step(
+                gaussians.TEACHER,
+                wanted,
+                phased.start_t[here],
+                phased.landing_t[here],
+                None,
+                torch.full((len(z),), 2.0).double(),
+            )
+        assert rmse(wanted, z) / gaussians.STD > 0.1, "the phase leads somewhere"
+        assert rmse(found, wanted) / gaussians.STD < 0.01
+
+
+def test_a_walk_of_rows_that_stand_unequally_far_is_our_own_bug():
+    latents, condition, draw = inputs(4)
+    uneven = replace(draw, index=draw.index + torch.tensor([0, 1, 0, 0]))
+    with pytest.raises(ValueError, match="unpack"):
+        objective(teacher_steps=1).loss(Bent(), teacher, Bent(), latents, condition, uneven)
