@@ -2,6 +2,7 @@
 # Distils the icons base's acceleration into a LoRA and measures it: ./run.sh [STEP...], STEP one of
 #   sweep      the teacher's guidance: KID of its pictures at 32 steps, by scale; done before distilling
 #   distill    the LoRA
+#   phased     the other objective: LoRAs for 4 steps and for 1, deterministic; phased-4 and phased-1 make one each
 #   full       all weights of the UNet instead, for comparison
 #   steps      few steps with and without the LoRA, beside samplers that need no training
 #   universal  the LoRA beside each style, and in a base fine-tuned on another set
@@ -29,6 +30,12 @@ distill() {
         --seed 0 --runs-dir runs/icons/lora-runs "$@"
 }
 
+# A train step of lcm takes 6 passes of the UNet for each picture (a backward pass is two), one of these 3 and 2 for each
+# solver step of a phase: 11 and 19. Whoever asks for the same budget gives 550 steps to the first and 320 to the other.
+phased() { # steps that the LoRA is for, solver steps, further options
+    distill --objective phased --phases "$1" --num-solver-steps "$2" --out "runs/icons/loras/phased-$1" "${@:3}"
+}
+
 bench() {
     "$python" -m manylora bench image --base runs/icons/pipeline --judge runs/icons/judge/judge --data icons/data/held_out \
         --guidance "$guidance" --loras runs/icons/loras --cache runs/icons/bench ${RECORD:---record} \
@@ -40,6 +47,9 @@ for step in "$@"; do
     case $step in
         sweep) bench --table sweep --num-seeds 3 --guidances 1,1.5,2,2.5,3 ;;
         distill) distill --out runs/icons/loras/lcm ;;
+        phased) phased 4 16 && phased 1 8 --num-steps "${PHASED_1_STEPS:-500}" ;;
+        phased-4) phased 4 16 ;;
+        phased-1) phased 1 8 --num-steps "${PHASED_1_STEPS:-500}" ;;
         full) distill --full --out runs/icons/pipeline-lcm ;;
         steps)
             full=()
@@ -53,7 +63,7 @@ for step in "$@"; do
                 --finetuned runs/icons/pipeline-finetuned --finetuned-look fluent-emoji
             ;;
         *)
-            echo "unknown step '$step'; known: sweep distill full steps universal" >&2
+            echo "unknown step '$step'; known: sweep distill phased phased-4 phased-1 full steps universal" >&2
             exit 1
             ;;
     esac
