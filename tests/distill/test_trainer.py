@@ -131,7 +131,7 @@ def test_the_objective_is_part_of_what_a_run_is(base_folders: dict[str, Path], t
         run(replace(config, objective="phased", phases=2))
     with pytest.raises(ConfigError, match="phases and teacher_steps belong to the objective phased"):
         replace(config, phases=2)
-    with pytest.raises(ConfigError, match="near are 4 and 7"):
+    with pytest.raises(ConfigError, match="near are 3 and 6"):
         replace(config, objective="phased", phases=3)
 
 
