@@ -10,7 +10,7 @@ from manylora.memory.block_table import BlockTable
 from manylora.models.tiny import tiny_model
 from manylora.text import Engine, EngineConfig
 from manylora.text.params import SamplingParams
-from manylora.text.policy import FirstComeFirstServed, Policy
+from manylora.text.policy import EngineView, FirstComeFirstServed, Policy
 from manylora.text.scheduler import Scheduled
 from manylora.text.sequence import Request, Sequence
 
@@ -18,6 +18,18 @@ from manylora.text.sequence import Request, Sequence
 def sequence(arrival: int, *, deadline: float | None = None, has_begun: bool = False) -> Sequence:
     request = Request(str(arrival), arrival, (1,), SamplingParams(), 9, BASE, deadline=deadline)
     return Sequence(request, 0, [1], BlockTable(4), num_cached=0 if has_begun else None)
+
+
+def early_abort(max_num_seqs: int = 8) -> EarlyAbort:
+    policy = EarlyAbort()
+    policy.begin(EngineView(max_batch_tokens=64, max_num_seqs=max_num_seqs, load_s=lambda request: 0.0))
+    return policy
+
+
+def step(policy: Policy, waiting: list[Sequence], now: float = 0.0) -> list[int]:
+    """A step's order, by who is not refused."""
+    refused = {one for one, _ in policy.refuse(waiting, [], now)}
+    return arrivals(policy, [one for one in waiting if one not in refused])
 
 
 def arrivals(policy: Policy, waiting: list[Sequence]) -> list[int]:
@@ -37,21 +49,33 @@ def test_early_abort_refuses_what_is_half_a_second_from_its_deadline():
         sequence(3),
         sequence(4, deadline=1.0, has_begun=True),
     ]
-    refused = list(EarlyAbort().refuse(waiting, [], now=5.5))
+    refused = list(early_abort().refuse(waiting, [], now=5.5))
     assert [one.request.arrival for one, _ in refused] == [1]
     error = refused[0][1]
     assert isinstance(error, OverloadedError)
     assert error.retry_after_s > 0
-    assert len(list(EarlyAbort().refuse(waiting, [], now=5.6))) == 2
+    assert len(list(early_abort().refuse(waiting, [], now=5.6))) == 2
+    running = [sequence(number) for number in range(5, 8)]
+    assert len(list(early_abort(4).refuse(waiting, running, now=5.6))) == 2
+    assert list(early_abort(3).refuse(waiting, running, now=5.6)) == [], "every place is taken"
 
 
 def test_early_abort_turns_to_the_newest_while_more_come_than_are_admitted():
-    policy = EarlyAbort()
+    policy = early_abort()
     crowd = [sequence(number) for number in range(10)]
-    assert arrivals(policy, crowd) == list(range(9, -1, -1))
+    assert step(policy, crowd) == list(range(9, -1, -1))
     policy.stepped([Scheduled(one, 1) for one in crowd], 0.1)  # all ten at a time
-    assert arrivals(policy, [sequence(10), sequence(11)]) == [10, 11]
-    assert arrivals(policy, [sequence(number) for number in range(12, 40)]) == list(range(39, 11, -1))
+    assert step(policy, [sequence(10), sequence(11)]) == [10, 11]
+    assert step(policy, [sequence(number) for number in range(12, 40)]) == list(range(39, 11, -1))
+
+
+def test_who_is_dropped_has_come_all_the_same():
+    policy = early_abort()
+    crowd = [sequence(number) for number in range(4)]
+    assert step(policy, crowd) == [3, 2, 1, 0]
+    policy.stepped([Scheduled(one, 1) for one in crowd], 0.1)
+    waiting = [*(sequence(number, deadline=1.0) for number in range(4, 16)), sequence(16), sequence(17)]
+    assert step(policy, waiting, now=0.9) == [17, 16], "14 came, though two are left"
 
 
 def ends(policy: Policy, tmp_path: Path, deadlines: list[float | None]) -> list[tuple[int, str]]:

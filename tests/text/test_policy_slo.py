@@ -129,6 +129,17 @@ def test_without_a_deadline_nobody_is_refused_and_everybody_has_a_turn() -> None
     assert refused(by, [patient], 1e6) == {}
 
 
+def test_what_loads_take_is_asked_once_of_each_request_however_many_steps_it_waits() -> None:
+    asked: list[int] = []
+    by = policy(lambda request: asked.append(request.arrival) or 0.5)  # type: ignore[func-returns-value]
+    waiting = [sequence(number, 10, 10) for number in range(3)]
+    for now in (0.0, 0.1, 0.2):
+        assert order(by, waiting, now) == [0, 1, 2]
+    assert asked == [0, 1, 2]
+    assert order(by, waiting[1:], 0.3) == [1, 2]
+    assert len(by._entries) == 2, "who has left must not be remembered"
+
+
 def test_before_any_step_was_seen_nobody_is_refused_too_early() -> None:
     by = FirstTokenDeadline()
     by.begin(EngineView(100, 8, lambda request: 0.0))

@@ -1,8 +1,13 @@
 """As many first tokens as possible by their deadlines; early word to those that cannot make it."""
 
-from collections.abc import Iterable
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
 from collections.abc import Sequence as SequenceOf
+from dataclasses import dataclass
 from heapq import heappop, heappush
+from math import inf
+from operator import attrgetter
 from weakref import WeakSet
 
 from manylora.errors import ConfigError, ManyLoraError, OverloadedError
@@ -35,8 +40,8 @@ class FirstTokenDeadline(Policy):
         self.patience_s = patience_s
         self._pace = Pace()
         self._begun: WeakSet[Request] = WeakSet()  # any of whose samples has run
-        self._num_running = 0
-        self._places: dict[Sequence, int] = {}  # in the line of this step
+        self._entries: dict[Sequence, _Entry] = {}  # of all who waited in this step
+        self._line: list[Sequence] = []  # of this step
 
     def begin(self, view: EngineView) -> None:
         self._view = view
@@ -48,19 +53,29 @@ class FirstTokenDeadline(Policy):
     def refuse(
         self, waiting: SequenceOf[Sequence], running: SequenceOf[Sequence], now: float
     ) -> Iterable[tuple[Sequence, ManyLoraError]]:
-        self._num_running = len(running)
-        num_ahead = sum(sequence.num_pending for sequence in running if sequence.in_prefill)
+        prefill_s = self._prefill_times(len(running))
+        ahead = sum(sequence.num_pending for sequence in running if sequence.in_prefill)
+        self._entries = {
+            sequence: self._entries.get(sequence) or self._entry(sequence) for sequence in waiting
+        }
+        begun: list[Sequence] = []
+        inside: list[_Entry] = []
         late: dict[Sequence, float] = {}
-        for sequence in waiting:
-            deadline = sequence.request.deadline
-            if deadline is not None and sequence.request not in self._begun:
-                at = self._earliest(sequence.request, num_ahead, now)
-                if at > deadline:
-                    late[sequence] = at - sequence.request.submitted_at
-        line = self._line([sequence for sequence in waiting if sequence not in late], now)
-        self._places = {sequence: place for place, sequence in enumerate(line)}
+        for sequence, entry in self._entries.items():
+            if sequence.num_cached is not None or (entry.has_siblings and sequence.request in self._begun):
+                begun.append(sequence)
+                continue
+            at = max(
+                now + prefill_s(ahead + entry.num_prompt), entry.ready_at + prefill_s(entry.num_prompt)
+            )
+            if at > entry.deadline:
+                late[sequence] = at - sequence.request.submitted_at
+            else:
+                inside.append(entry)
+        begun_s = self._pace.token_s * sum(map(_num_tokens, begun))
+        self._line = [*begun, *self._plan(inside, now + begun_s, prefill_s)]
         # When those in line have been served, if nobody else came.
-        retry_s = retry_after_s(sum(map(self._service_s, line)))
+        retry_s = retry_after_s(begun_s + self._pace.token_s * sum(entry.num_tokens for entry in inside))
         for sequence, first_token_s in late.items():
             yield (
                 sequence,
@@ -72,59 +87,88 @@ class FirstTokenDeadline(Policy):
             )
 
     def order(self, waiting: SequenceOf[Sequence], running: SequenceOf[Sequence]) -> Iterable[Sequence]:
+        in_line = set(self._line)
         # Who was preempted since the line was made goes first.
-        return sorted(waiting, key=lambda sequence: self._places.get(sequence, -1))
+        return [*(sequence for sequence in waiting if sequence not in in_line), *self._line]
 
-    def _line(self, waiting: SequenceOf[Sequence], now: float) -> list[Sequence]:
-        """Who has begun; who is planned to be in time, by deadline; who is set aside, the shortest first."""
-        begun = [sequence for sequence in waiting if sequence.request in self._begun]
-        others = [sequence for sequence in waiting if sequence.request not in self._begun]
-        planned: dict[Sequence, None] = {}
-        longest: list[tuple[float, int, Sequence]] = []  # a heap of those planned that may be set aside
-        aside: list[Sequence] = []
-        starts = now + sum(map(self._service_s, begun))
-        for number, sequence in enumerate(sorted(others, key=self._due)):
-            planned[sequence] = None
-            service_s = self._service_s(sequence)
-            starts += service_s
-            if sequence.request.deadline is None:
-                continue
-            heappush(longest, (-service_s, number, sequence))
-            if starts - service_s + self._prefill_s(sequence.num_prompt) > self._due(sequence):
-                minus_service_s, _, removed = heappop(longest)
-                starts += minus_service_s
-                del planned[removed]
-                aside.append(removed)
-        return [*begun, *planned, *sorted(aside, key=self._service_s)]
+    def _plan(
+        self, entries: list[_Entry], starts: float, prefill_s: Callable[[int], float]
+    ) -> list[Sequence]:
+        """Who is planned to be in time, by deadline; then who is set aside, the shortest first.
 
-    def _due(self, sequence: Sequence) -> float:
-        """When the first token shall come, by the plan."""
+        Runs in every step over all who wait, of whom overload makes hundreds: hence the numbers kept in entries.
+        """
+        token_s = self._pace.token_s
+        planned: dict[_Entry, None] = {}
+        longest: list[tuple[int, int, _Entry]] = []  # a heap of those planned that may be set aside
+        aside: list[_Entry] = []
+        for place, entry in enumerate(sorted(entries, key=_due)):
+            planned[entry] = None
+            if entry.has_deadline:
+                heappush(longest, (-entry.num_tokens, place, entry))
+                if starts + prefill_s(entry.num_prompt) > entry.due:
+                    minus_tokens, _, removed = heappop(longest)
+                    starts += minus_tokens * token_s
+                    del planned[removed]
+                    aside.append(removed)
+            starts += entry.num_tokens * token_s
+        return [entry.sequence for entry in (*planned, *sorted(aside, key=_length))]
+
+    def _entry(self, sequence: Sequence) -> _Entry:
         request = sequence.request
-        if request.deadline is None:
-            return request.submitted_at + self.patience_s
-        return request.deadline - self.margin * _given_s(request)
-
-    def _service_s(self, sequence: Sequence) -> float:
-        """How long a sequence keeps others waiting: its share of the engine's time, in which others are served too."""
-        num_tokens = (
-            sequence.num_pending
-            + sequence.request.max_tokens
-            - (len(sequence.tokens) - sequence.num_prompt)
+        deadline, due = inf, request.submitted_at + self.patience_s
+        if request.deadline is not None:
+            deadline, due = request.deadline, request.deadline - self.margin * _given_s(request)
+        return _Entry(
+            sequence=sequence,
+            has_siblings=request.params.n > 1,
+            num_prompt=sequence.num_prompt,
+            num_tokens=_num_tokens(sequence),
+            has_deadline=request.deadline is not None,
+            deadline=deadline,
+            due=due,
+            ready_at=request.submitted_at + self._view.load_s(request),
         )
-        return num_tokens * self._pace.token_s
 
-    def _earliest(self, request: Request, num_ahead: int, now: float) -> float:
-        """When the first token would come if the request were next, behind `num_ahead` tokens of prompts."""
-        ready_at = request.submitted_at + self._view.load_s(request)
-        prefill_s = self._prefill_s(len(request.prompt))
-        return max(now + self._prefill_s(num_ahead + len(request.prompt)), ready_at + prefill_s)
+    def _prefill_times(self, num_running: int) -> Callable[[int], float]:
+        """Return how long it takes to compute so many tokens of prompts beside the decodes of those that run."""
+        most = self._view.max_batch_tokens
+        num_decodes = min(num_running, most - 1)
+        room, full_s = most - num_decodes, self._pace.step_s(most)
+        none_s = self._pace.step_s(num_decodes)
+        per_token_s = self._pace.step_s(num_decodes + 1) - none_s
 
-    def _prefill_s(self, num_tokens: int) -> float:
-        """How long it takes to compute so many tokens of prompts beside the decodes of those that run."""
-        num_decodes = min(self._num_running, self._view.max_batch_tokens - 1)
-        num_full, num_rest = divmod(num_tokens, self._view.max_batch_tokens - num_decodes)
-        rest_s = self._pace.step_s(num_decodes + num_rest) if num_rest else 0.0
-        return num_full * self._pace.step_s(self._view.max_batch_tokens) + rest_s
+        def prefill_s(num_tokens: int) -> float:
+            num_full, num_rest = divmod(num_tokens, room)
+            return num_full * full_s + (none_s + per_token_s * num_rest if num_rest else 0.0)
+
+        return prefill_s
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class _Entry:
+    """What a plan needs of a sequence that has not begun; none of it changes while the sequence waits."""
+
+    sequence: Sequence
+    has_siblings: bool
+    """Other samples of the same request: that one of them runs is to begin for all."""
+    num_prompt: int
+    num_tokens: int
+    """Prompt and answer: how long it keeps others waiting, its share of the engine's time, in tokens."""
+    has_deadline: bool
+    deadline: float
+    due: float
+    """When the first token shall come, by the plan."""
+    ready_at: float
+    """When its adapters will be there, by what was known when it came."""
+
+
+_due, _length = attrgetter("due"), attrgetter("num_tokens")
+
+
+def _num_tokens(sequence: Sequence) -> int:
+    """Tokens that are still to be computed for a sequence, those of its answer included."""
+    return sequence.num_pending + sequence.request.max_tokens - (len(sequence.tokens) - sequence.num_prompt)
 
 
 def _given_s(request: Request) -> float:
