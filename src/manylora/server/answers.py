@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from typing import Protocol
 
 import msgspec
 from fastapi import Request
+from msgspec import UNSET, UnsetType
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from manylora.server.api_errors import ApiError
 from manylora.server.generation import Generation, Sample, Usage
 from manylora.server.messages import Chunk
-from manylora.server.naming import Weights
 from manylora.server.protocol import Sampling
-from manylora.server.service import Service
+from manylora.server.service import Service, context_of
+from manylora.server.token_texts import TokenTexts
 
 
 class Format(Protocol):
@@ -32,18 +33,32 @@ class Format(Protocol):
         """All at once."""
 
 
+FormatOf = Callable[[str, str, TokenTexts, UnsetType | None], Format]
+"""From an answer's id, its model, the texts of tokens, and what an event that is not the last says as `usage`."""
+
+
 async def respond(
     service: Service,
     request: Request,
     body: Sampling,
-    mixture: Weights,
-    prompts: Sequence[Sequence[int]],
-    answer: Format,
+    tokenize: Callable[[], Awaitable[Sequence[Sequence[int]]]],
+    id_prefix: str,
+    format_of: FormatOf,
 ) -> Response:
     """Run a request; returns the answer, or a stream of events.
 
     A stream begins with its first token, so that whatever goes wrong before is an answer with a status of its own.
+
+    Args:
+        tokenize: gives the prompts; asked when it is known that there is something to run them with.
     """
+    context = context_of(request)
+    context.fields |= {"model": body.model, "user": body.user}
+    mixture = service.mixture(context.tenant, body.model, body.lora_terms)
+    prompts = await tokenize()
+    # An event has "usage": null where the last one has the counts.
+    usage = None if body.include_usage else UNSET
+    answer = format_of(f"{id_prefix}-{context.request_id}", body.model, service.token_texts, usage)
     async with AsyncExitStack() as stack:
         generation = await stack.enter_async_context(Generation(service, request, body, mixture, prompts))
         if not body.stream:

@@ -18,7 +18,7 @@ from manylora.server.logprobs import ChatLogprobs, chat_logprobs
 from manylora.server.messages import Chunk
 from manylora.server.openapi import described
 from manylora.server.protocol import ChatBody
-from manylora.server.service import Service, context_of
+from manylora.server.service import Service
 from manylora.server.token_texts import TokenTexts
 
 
@@ -77,17 +77,11 @@ def router(service: Service) -> APIRouter:
     @routes.post("/v1/chat/completions", **described(ChatCompletion, stream=True))
     async def create_chat_completion(request: Request, body: Annotated[ChatBody, Body()]) -> Response:
         """Answer a chat with the mixture that the request names."""
-        context = context_of(request)
-        context.fields |= {"model": body.model, "user": body.user}
-        mixture = service.mixture(context.tenant, body.model, body.lora_terms)
-        prompt = await service.prompts.of_chat(body)
-        answer = ChatFormat(
-            f"chatcmpl-{context.request_id}",
-            body.model,
-            service.token_texts,
-            usage=None if body.include_usage else UNSET,
-        )
-        return await respond(service, request, body, mixture, [prompt], answer)
+
+        async def tokenized() -> Sequence[Sequence[int]]:
+            return [await service.prompts.of_chat(body)]
+
+        return await respond(service, request, body, tokenized, "chatcmpl", ChatFormat)
 
     return routes
 

@@ -18,7 +18,7 @@ from manylora.server.logprobs import CompletionLogprobs, completion_logprobs
 from manylora.server.messages import Chunk
 from manylora.server.openapi import described
 from manylora.server.protocol import CompletionBody
-from manylora.server.service import Service, context_of
+from manylora.server.service import Service
 from manylora.server.token_texts import TokenTexts
 
 
@@ -48,18 +48,9 @@ def router(service: Service) -> APIRouter:
     @routes.post("/v1/completions", **described(Completion, stream=True))
     async def create_completion(request: Request, body: Annotated[CompletionBody, Body()]) -> Response:
         """Continue each prompt with the mixture that the request names."""
-        context = context_of(request)
-        context.fields |= {"model": body.model, "user": body.user}
-        mixture = service.mixture(context.tenant, body.model, body.lora_terms)
-        prompts = await _tokenized(service, body)
-        answer = CompletionFormat(
-            f"cmpl-{context.request_id}",
-            body.model,
-            service.token_texts,
-            # An event has "usage": null where the last one has the counts.
-            usage=None if body.include_usage else UNSET,
+        return await respond(
+            service, request, body, lambda: _tokenized(service, body), "cmpl", CompletionFormat
         )
-        return await respond(service, request, body, mixture, prompts, answer)
 
     return routes
 
