@@ -578,6 +578,27 @@ def test_a_request_that_is_not_accepted_yet_ends_in_time_too(api, running, monke
     assert len(begun) == 2
 
 
+def test_a_deadline_counts_from_the_arrival_of_the_head(serve, running, monkeypatch):
+    left_s: list[float] = []
+    submit_all = running.client.submit_all
+
+    async def noted(*args: Any, deadline_s: float, **options: Any) -> Any:
+        left_s.append(deadline_s)
+        return await submit_all(*args, deadline_s=deadline_s, **options)
+
+    monkeypatch.setattr(running.client, "submit_all", noted)
+    server = serve(policy="slo")  # the engine behind it heeds no deadline
+    for seconds in (60.0, 0.1):
+        body = json.dumps(BODY | {"deadline": seconds}).encode()
+        with connect(server) as connection:
+            connection.sendall(head(len(body)))
+            time.sleep(0.3)
+            connection.sendall(body)
+            assert b" 200 " in connection.recv(4096)
+    assert 30 < left_s[0] < 59.8
+    assert 0 < left_s[1] < 0.01
+
+
 def test_the_server_may_bound_the_time_of_all(serve):
     assert serve(request_timeout_s=0.05).post("/v1/completions", json=LONG).status_code == 408
 

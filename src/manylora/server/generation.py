@@ -112,6 +112,12 @@ class Generation:
     ) -> None:
         await self._stack.aclose()
 
+    def _left_s(self, seconds: float | None) -> float | None:
+        """What is left of a time that began when the request came; of one that is over, next to nothing."""
+        if seconds is None:
+            return None
+        return max(seconds - (monotonic() - self._context.began), 1e-3)
+
     async def _submit(self, stack: AsyncExitStack) -> None:
         client, context = self._service.client, self._context
         stack.callback(self._count)
@@ -122,7 +128,7 @@ class Generation:
             self._params,
             self._mixture,
             tenant=context.tenant.name,
-            deadline_s=self._deadline_s,
+            deadline_s=self._left_s(self._deadline_s),
         )
         self._accepting = asyncio.create_task(asked)
         try:
@@ -243,7 +249,7 @@ class Generation:
 
 
 def _deadline_s(body: Sampling, service: Service) -> float | None:
-    """Seconds until the first token has to come.
+    """Seconds from the request's arrival until the first token has to come.
 
     Raises:
         ApiError: the request names a deadline, and nothing here would heed it.
