@@ -5,11 +5,14 @@ from __future__ import annotations
 import threading
 import time
 
+import fsspec
 import pytest
 
-from manylora.errors import ConfigError
+from manylora.errors import AdapterUnavailableError, ConfigError
+from manylora.lora.formats import save_peft
 from manylora.lora.library import Library
 from manylora.lora.patience import MAX_LATE, Patience
+from manylora.models.tiny import tiny_adapter, tiny_config
 
 
 def test_answers_and_errors_come_through():
@@ -42,5 +45,28 @@ def test_few_questions_hang_and_one_finds_out_whether_there_are_answers_again():
 
 
 def test_a_patience_of_nothing_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match="resolve_timeout_s must be above 0, got 0"):
-        Library(tmp_path, resolve_timeout_s=0)
+    for limit in ("resolve_timeout_s", "fetch_timeout_s"):
+        with pytest.raises(ConfigError, match=f"{limit} must be above 0, got 0"):
+            Library(tmp_path, **{limit: 0})
+
+
+def test_a_download_that_hangs_is_not_waited_for_and_others_come(tmp_path, monkeypatch):
+    far, may_come = fsspec.filesystem("memory"), threading.Event()
+    for name in ("hangs", "comes"):
+        save_peft(tiny_adapter(tiny_config(), seed=1, name=name), tmp_path / name)
+        far.put(str(tmp_path / name), f"/patience/{name}", recursive=True)
+    get_file = type(far).get_file
+
+    def slow(self, remote, local, *args, **options):
+        if "hangs" in remote:
+            may_come.wait()
+        return get_file(self, remote, local, *args, **options)
+
+    monkeypatch.setattr(type(far), "get_file", slow)
+    library = Library("memory://patience", cache_dir=tmp_path / "cache", fetch_timeout_s=0.5)
+    with pytest.raises(AdapterUnavailableError, match=r"send 'hangs' within 0.5 s \(fetch_timeout_s\)"):
+        library.load("hangs")
+    here = Library(tmp_path)
+    assert library.load("comes").identity == here.load("comes").identity
+    may_come.set()
+    assert library.load("hangs").identity == here.load("hangs").identity

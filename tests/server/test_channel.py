@@ -151,6 +151,7 @@ MESSAGES = [
         max_adapter_bytes=None,
         max_loaded_adapters=9,
         resolve_timeout_s=2.5,
+        fetch_timeout_s=25.0,
         log_format="json",
     ),
     Submit(

@@ -29,7 +29,6 @@ from manylora.models.tiny import tiny_tokenizer
 from manylora.server import engine_process, launch
 from manylora.server.channel import AsyncChannel
 from manylora.server.config import ServerConfig
-from manylora.server.engine_client import EngineClient
 from manylora.server.messages import ToApi
 from manylora.server.tokenizer import build_tokenizer, describe_tokenizer
 from manylora.text.config import EngineConfig
@@ -190,18 +189,12 @@ def test_told_to_end_it_finishes_what_is_under_way(servers: list[Server]) -> Non
     assert order.index("told to end; draining") < len(order) - 1 - order[::-1].index("POST /v1/completions")
 
 
-def test_while_it_drains_probes_and_clients_are_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    config = ServerConfig(model="m", served_model_name="tiny", port=0)
+def test_while_it_drains_probes_and_clients_are_told_so() -> None:
+    config = ServerConfig(model="m", served_model_name="tiny", port=0, drain_notice_s=300.0)
     body = {"model": "tiny", "prompt": "x", "max_tokens": 1}
 
     async def test() -> int:
-        source, may_end, drain = library(), asyncio.Event(), EngineClient.drain
-
-        async def draining(client: EngineClient, timeout_s: float) -> None:
-            await drain(client, timeout_s)
-            await may_end.wait()
-
-        monkeypatch.setattr(EngineClient, "drain", draining)
+        source = library()
         async with serving(engine(source=source), source) as client:
             listener = launch._bound(config)
             listener.listen()  # so that who connects waits until it is served
@@ -218,8 +211,9 @@ def test_while_it_drains_probes_and_clients_are_told_so(monkeypatch: pytest.Monk
                 assert (await http.get("/health")).status_code == 200
                 refused = await http.post("/v1/completions", json=body)
                 assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
-            may_end.set()
-            return await served
+            assert not served.done()
+            os.kill(os.getpid(), signal.SIGTERM)  # the second time: at once
+            return await asyncio.wait_for(served, 120)
 
     assert run(test()) == 0
 
@@ -370,6 +364,7 @@ def test_an_engine_that_says_nothing_is_not_waited_for() -> None:
         ("port", 65536),
         ("client_timeout_s", 0.0),
         ("drain_timeout_s", -1.0),
+        ("drain_notice_s", -1.0),
         ("request_timeout_s", float("nan")),
         ("first_token_deadline_s", 5.0),  # which fcfs would not heed
         ("policy_options", ("max_distinct",)),

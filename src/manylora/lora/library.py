@@ -59,6 +59,7 @@ class Library:
         max_bytes: int | None = None,
         suggests: bool = True,
         resolve_timeout_s: float | None = None,
+        fetch_timeout_s: float | None = None,
     ) -> None:
         """
         Args:
@@ -72,6 +73,7 @@ class Library:
                 strangers should not be able to ask for, and tells them names.
             resolve_timeout_s: longest that a remote root may take to say whether it holds a name. None: as long as its
                 file system lets it.
+            fetch_timeout_s: longest that a remote root may take to send an adapter. None: likewise.
         """
         options = dict(storage_options or {})
         if unknown := options.keys() - {os.fspath(root) for root in roots}:
@@ -83,14 +85,19 @@ class Library:
         }.items():
             if value is not None and value < 1:
                 raise ConfigError(f"{cap} must be at least 1, got {value}")
-        if resolve_timeout_s is not None and not resolve_timeout_s > 0:
-            raise ConfigError(f"resolve_timeout_s must be above 0, got {resolve_timeout_s}")
+        for limit, seconds in {
+            "resolve_timeout_s": resolve_timeout_s,
+            "fetch_timeout_s": fetch_timeout_s,
+        }.items():
+            if seconds is not None and not seconds > 0:
+                raise ConfigError(f"{limit} must be above 0, got {seconds}")
 
         def source_of(root: str | Path) -> Source:
             if "://" not in os.fspath(root):
                 return LocalSource(root)
             cache = DownloadCache(Path(cache_dir or _default_cache_dir()), max_cache_bytes)
-            return RemoteSource(str(root), options.get(str(root), {}), cache, resolve_timeout_s)
+            told = options.get(str(root), {})
+            return RemoteSource(str(root), told, cache, resolve_timeout_s, fetch_timeout_s)
 
         self._suggests = suggests
         self._limits = Limits(max_rank=max_rank, max_bytes=max_bytes)

@@ -65,8 +65,13 @@ class RemoteSource:
         options: Mapping[str, Any],
         cache: DownloadCache,
         resolve_timeout_s: float | None = None,
+        fetch_timeout_s: float | None = None,
     ) -> None:
-        """resolve_timeout_s: longest that `find` waits. None: as long as the file system does."""
+        """
+        Args:
+            resolve_timeout_s: longest that `find` waits. None: as long as the file system does.
+            fetch_timeout_s: longest that `open` waits for an adapter that is not in the cache. None: likewise.
+        """
         parts = urlsplit(url)
         credentials, at, host = parts.netloc.rpartition("@")
         self._credentials = credentials + at
@@ -86,6 +91,7 @@ class RemoteSource:
             raise ConfigError(f"adapter root '{self.label}' is a local folder; give its path, not a URL")
         self._cache = cache
         self._patience = None if resolve_timeout_s is None else Patience(resolve_timeout_s)
+        self._fetch_patience = None if fetch_timeout_s is None else Patience(fetch_timeout_s)
         # What a name is put behind: for the file system, and in a URL. A root may be bare, as hf:// is.
         self._prefix = f"{root.rstrip('/')}/" if root.strip("/") else ""
         self.url_prefix = f"{self.label.rstrip('/')}/" if host else self.label
@@ -136,12 +142,24 @@ class RemoteSource:
     def open(self, name: str, found: Found) -> Iterator[Path]:
         key = blake2b(f"{found.location}\0{found.version}".encode(), digest_size=20).hexdigest()
         try:
-            folder = self._cache.get(key, lambda partial: self._download(name, found, partial))
+            folder = self._cache.get(key, lambda partial: self._download_in_time(name, found, partial))
         except OSError as error:
             raise AdapterUnavailableError(
                 f"adapter {quoted(name)} cannot be stored in cache_dir: {error.strerror}"
             ) from error
         yield folder
+
+    def _download_in_time(self, name: str, found: Found, folder: Path) -> None:
+        """What hangs goes on by itself, into a folder that is gone by then; whoever waits for it does not."""
+        if self._fetch_patience is None:
+            return self._download(name, found, folder)
+        try:
+            return self._fetch_patience.ask(lambda: self._download(name, found, folder))
+        except TimeoutError:
+            raise AdapterUnavailableError(
+                f"adapter root '{self.label}' could not send {quoted(name)} within "
+                f"{self._fetch_patience.timeout_s:g} s (fetch_timeout_s)"
+            ) from None
 
     def _download(self, name: str, found: Found, folder: Path) -> None:
         path = found.location.removeprefix(self.url_prefix)

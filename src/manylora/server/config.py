@@ -79,6 +79,9 @@ class ServerConfig:
     resolve_timeout_s: float = 10.0
     """Longest that a remote root may take to say whether it holds an adapter; then the request fails."""
 
+    fetch_timeout_s: float = 300.0
+    """Longest that a remote root may take to send an adapter; then the requests that name it fail."""
+
     call_timeout_s: float = 60.0
     """Longest that an answer about adapters may take: listing, loading, unloading, pinning."""
 
@@ -91,6 +94,10 @@ class ServerConfig:
     drain_timeout_s: float = 30.0
     """On SIGTERM and SIGINT, how long requests under way may go on before they are cancelled. 0: not at all."""
 
+    drain_notice_s: float = 0.0
+    """On SIGTERM and SIGINT, how long at least /ready says 503 before connections are refused, even if nothing is under
+    way: as long as whoever balances load takes to notice. 0: an idle server ends at once."""
+
     log_format: Literal["text", "json"] = "text"
     """Logs, the access log among them, for people or as one JSON object a line."""
 
@@ -99,8 +106,9 @@ class ServerConfig:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ConfigError(f"{name} must be above 0, got {value}")
-        if not self.drain_timeout_s >= 0:
-            raise ConfigError(f"drain_timeout_s must be 0 or more, got {self.drain_timeout_s}")
+        for name in ("drain_timeout_s", "drain_notice_s"):
+            if not getattr(self, name) >= 0:
+                raise ConfigError(f"{name} must be 0 or more, got {getattr(self, name)}")
         if not 0 <= self.port <= 65535:
             raise ConfigError(f"port must be from 0 to 65535, got {self.port}")
         if self.first_token_deadline_s is not None and not self.heeds_deadlines:
@@ -141,6 +149,7 @@ _POSITIVE = (
     "max_backlog",
     "request_timeout_s",
     "resolve_timeout_s",
+    "fetch_timeout_s",
     "call_timeout_s",
     "keep_alive_s",
     "start_timeout_s",

@@ -273,6 +273,7 @@ def build(setup: EngineSetup, channel: Channel[ToEngine]) -> tuple[EngineProcess
         max_bytes=setup.max_adapter_bytes,
         suggests=False,
         resolve_timeout_s=setup.resolve_timeout_s,
+        fetch_timeout_s=setup.fetch_timeout_s,
     )
     tokenizer = load_tokenizer(setup.model)
     model = load_model(setup.model, dtype=setup.dtype, device=setup.device)

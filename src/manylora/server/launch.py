@@ -1,8 +1,8 @@
 """Starts both processes and ends them: signals, drain, exit status. Runs in the API process.
 
-SIGTERM, SIGINT   new requests are refused and /ready says so, requests under way go on up to drain_timeout_s, what is
-                  left is cancelled, connections are closed; status 0. The second time, cancel at once; while the model
-                  loads, leave at once.
+SIGTERM, SIGINT   new requests are refused and /ready says so, for drain_notice_s at least; requests under way go on up
+                  to drain_timeout_s, what is left is cancelled, connections are closed; status 0. The second time,
+                  cancel at once; while the model loads, leave at once.
 the engine ends   requests under way are answered with an error; status 1.
 this process ends the engine process sees its pipe close, and ends.
 """
@@ -117,8 +117,15 @@ async def _serve_http(
 ) -> int:
     from manylora.server.app import create_app
 
-    stop = asyncio.Event()
-    _on_signals(lambda: client.cancel_all() if stop.is_set() else stop.set())
+    stop, at_once = asyncio.Event(), asyncio.Event()
+
+    def told_to_end() -> None:
+        if stop.is_set():
+            at_once.set()
+            client.cancel_all()
+        stop.set()
+
+    _on_signals(told_to_end)
     server = _Server(
         uvicorn.Config(
             create_app(client, config, tokenizer),
@@ -135,9 +142,13 @@ async def _serve_http(
     await _first(stop.wait(), client.closed.wait(), serving)
     status = 0 if client.is_alive and stop.is_set() else 1
     log.info("%s; draining", "told to end" if status == 0 else "the engine or the HTTP server has stopped")
-    end = time.monotonic() + config.drain_timeout_s + CANCEL_GRACE_S
+    began = time.monotonic()
+    end = began + max(config.drain_timeout_s, config.drain_notice_s) + CANCEL_GRACE_S
     # Only afterwards are connections refused: whoever balances load asks /ready, and is told to ask others.
     await client.drain(config.drain_timeout_s)
+    if status == 0:
+        notice = asyncio.sleep(began + config.drain_notice_s - time.monotonic())
+        await _first(notice, at_once.wait(), client.closed.wait(), serving)
     # What was answered is on its way to clients, who have the rest of the time to read it.
     server.config.timeout_graceful_shutdown = max(1, math.ceil(end - time.monotonic()))
     server.should_exit = True
@@ -194,6 +205,7 @@ def _setup(config: ServerConfig, engine: EngineConfig) -> EngineSetup:
         max_adapter_bytes=config.max_adapter_bytes,
         max_loaded_adapters=config.max_loaded_adapters,
         resolve_timeout_s=config.resolve_timeout_s,
+        fetch_timeout_s=config.fetch_timeout_s,
         log_format=config.log_format,
     )
 

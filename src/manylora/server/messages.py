@@ -137,6 +137,7 @@ class EngineSetup(_Message, frozen=True):
     max_adapter_bytes: int | None
     max_loaded_adapters: int
     resolve_timeout_s: float
+    fetch_timeout_s: float
     log_format: Literal["text", "json"]
 
 
