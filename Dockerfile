@@ -22,7 +22,7 @@ EXPOSE 8000
 # The model may take minutes to load; until then nobody listens. With another --port, give another check.
 HEALTHCHECK --start-period=10m --interval=15s --timeout=5s \
     CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/health', timeout=4)"]
-# SIGTERM drains; `docker stop` waits 10 s unless told: --stop-timeout 40.
+# SIGTERM drains; `docker stop` waits 10 s unless told: docker run --stop-timeout 40.
 STOPSIGNAL SIGTERM
 ENTRYPOINT ["manylora"]
 CMD ["serve", "/model", "--adapters", "/adapters", "--host", "0.0.0.0", "--log-format", "json"]
