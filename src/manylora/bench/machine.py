@@ -114,6 +114,29 @@ def describe_revision() -> Revision:
         return Revision("v" + version("manylora"), dirty=False)
 
 
+def last_level_cache_bytes() -> int:
+    """Bytes of the largest cache that a core of this machine sees; 32 MiB where the system does not say."""
+    sizes = [
+        file.read_text().strip() for file in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")
+    ]
+    units = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+    return max((int(size[:-1]) * units[size[-1]] for size in sizes if size[-1:] in units), default=32 << 20)
+
+
+def check_memory(num_bytes: int, purpose: str, option: str) -> None:
+    """Refuse a measurement that the machine's memory would not hold.
+
+    Raises:
+        ConfigError: less than `num_bytes` are available; names the purpose and the option that asks for less.
+    """
+    available = psutil.virtual_memory().available
+    if num_bytes > available:
+        raise ConfigError(
+            f"{purpose} need {num_bytes / 1e9:.1f} GB of memory, but {available / 1e9:.1f} GB are available; "
+            f"ask for less with {option}"
+        )
+
+
 def foreign_cores(sample_s: float = 1.0) -> dict[tuple[int, str], float]:
     """Watch for a while which other processes are at work: those that are neither this one nor its descendants.
 

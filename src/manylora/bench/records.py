@@ -3,11 +3,27 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Protocol
 
 from manylora.bench.machine import describe_revision
 from manylora.bench.report import json_line
 from manylora.bench.result import BenchResult
-from manylora.bench.serve_result import ServeResult
+
+
+class Settings(Protocol):
+    @property
+    def record(self) -> bool | None: ...
+
+
+class Result(Protocol):
+    """What decides whether a measurement is kept."""
+
+    @property
+    def config(self) -> Settings: ...
+    @property
+    def dirty(self) -> bool: ...
+    @property
+    def forced(self) -> bool: ...
 
 
 def records_folder() -> Path | None:
@@ -16,7 +32,7 @@ def records_folder() -> Path | None:
     return None if root is None else root / "benchmarks" / "records"
 
 
-def should_record(result: BenchResult | ServeResult) -> bool:
+def should_record(result: Result) -> bool:
     """What the user said; otherwise a row is kept if its commit can be told and nobody disturbed it."""
     if result.config.record is not None:
         return result.config.record

@@ -6,6 +6,7 @@ import typer
 
 from manylora.bench.config import BenchConfig
 from manylora.bench.image_config import ImageBenchConfig
+from manylora.bench.kernels_config import KernelsConfig
 from manylora.bench.serve_config import ServeBenchConfig
 from manylora.cli.fields import command, value_of
 
@@ -27,6 +28,18 @@ def register(app: typer.Typer) -> None:
         from manylora.bench.command import bench_text
 
         bench_text(BenchConfig(**value_of(BenchConfig, values)))
+
+    @command(group, "kernels", KernelsConfig)
+    def kernels(**values: Any) -> None:
+        """Time every kernel beside its twin in torch and the machine. The last line printed is one JSON object.
+
+        Example:
+
+            manylora bench kernels --kernels shrink,expand --lora 512:32:64,32:32:8
+        """
+        from manylora.bench.kernels_command import bench_kernels
+
+        bench_kernels(KernelsConfig(**value_of(KernelsConfig, values)))
 
     @command(group, "image", ImageBenchConfig)
     def image(**values: Any) -> None:

@@ -38,6 +38,11 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _DTYPE_CODE = {dtype: code for code, dtype in enumerate(ROW_DTYPES)}
 
 
+def isa() -> str:
+    """The instruction set that the kernels use here, as the binary names it."""
+    return _core.isa()
+
+
 def lora_shrink(x: Tensor, pages: Tensor, a: RankRows, segments: Segments) -> Tensor:
     """See ops.lora_shrink."""
     x = _float_rows(x)
