@@ -15,7 +15,7 @@ from manylora.errors import ConfigError
 
 NAMES = """bench tokens_per_s requests_per_s ttft_p50_s ttft_p99_s tpot_p50_s tokens_per_s_range base_tokens_per_s
     base_tokens_per_s_range toll distinct_adapters_per_step pool_kv_bytes pool_adapter_bytes adapter_loads
-    adapter_evictions peak_rss_bytes dtype threads commit dirty started peers ceilings floors config machine load
+    adapter_evictions peak_rss_bytes dtype threads commit dirty started peers ceilings floors steps config machine load
     forced""".split()
 
 PEER_NAMES = """tokens_per_s requests_per_s ttft_p50_s ttft_p99_s tpot_p50_s peak_rss_bytes tokens_per_s_range batch
@@ -63,11 +63,17 @@ def test_the_figures_belong_together(result):
     assert 1 < result.distinct_adapters_per_step <= 3
     assert result.adapter_loads == 3
     assert result.floors.reached == pytest.approx(result.tokens_per_s / result.floors.tokens_per_s)
+    assert set(result.steps) == {"prefill", "decode"}
+    assert all(0 < part.floor_s and 0 < part.spent_s for part in _parts(result))
     peer = result.peers["peft"]
     assert peer.batch == 5
     assert peer.equal_outputs == 1
     assert peer.speedup == pytest.approx(result.tokens_per_s / peer.tokens_per_s)
     assert 1 << 26 < result.peak_rss_bytes < 1 << 33
+
+
+def _parts(result):
+    return [part for steps in result.steps.values() for part in (steps.base, steps.lora, steps.attention)]
 
 
 def test_a_row_names_no_path_of_this_machine(result, tiny_model):
@@ -81,7 +87,7 @@ def test_the_last_line_is_the_row(result, monkeypatch, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert json.loads(lines[-1]) == result.to_json()
     table = "\n".join(lines[:-1])
-    for word in ("base alone", "peft, batch 5", "toll", "ceilings"):
+    for word in ("base alone", "peft, batch 5", "toll", "ceilings", "decode", "all else"):
         assert word in table
 
 

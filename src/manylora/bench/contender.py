@@ -55,6 +55,9 @@ class RunOrder:
     max_requests: int | None = None
     max_output_tokens: int | None = None
 
+    listen: bool = False
+    """Note each forward pass instead of measuring throughput; our own engine alone can."""
+
     def cut(self, trace: Trace) -> Trace:
         trace = trace.on_base() if self.base_only else trace
         return trace.cut(max_requests=self.max_requests, max_output_tokens=self.max_output_tokens)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import time
+
 import torch
 
 from manylora.bench.adapters import adapter_name
 from manylora.bench.contender import Job, RunOrder
+from manylora.bench.pass_clock import PassClock
 from manylora.bench.timeline import RunFigures, Timeline
 from manylora.bench.workload import Trace, TraceRequest
 from manylora.lora.library import Library
 from manylora.models.llama import Llama
 from manylora.models.loading import load_model
-from manylora.text import Engine, EngineConfig, SamplingParams
+from manylora.text import Engine, EngineConfig, Output, SamplingParams
 
 MAX_BATCH_TOKENS = 512
 
@@ -27,10 +30,22 @@ class ManyLora:
 
     def run(self, order: RunOrder) -> RunFigures:
         trace = order.cut(self.job.trace)
+        return self.listen(trace) if order.listen else self.answer(trace)
+
+    def answer(self, trace: Trace) -> RunFigures:
         with make_engine(self.model, Library(self.job.adapters_folder), self.job) as engine:
             if self.job.resident:
                 run_trace(engine, make_resident(trace))
             return run_trace(engine, trace)
+
+
+    def listen(self, trace: Trace) -> RunFigures:
+        """Run with every adapter resident, so that no thread reads one beside the passes that are timed."""
+        with make_engine(self.model, Library(self.job.adapters_folder), self.job) as engine:
+            if trace.adapters:
+                run_trace(engine, make_resident(trace))
+            with PassClock(self.model) as clock:
+                return run_trace(engine, trace, clock)
 
 
 def make_engine(model: Llama, library: Library, job: Job) -> Engine:
@@ -51,9 +66,11 @@ def submit(engine: Engine, request: TraceRequest, output_tokens: int) -> str:
     return engine.submit(list(request.prompt), params, mixture)
 
 
-def run_trace(engine: Engine, trace: Trace) -> RunFigures:
+def run_trace(engine: Engine, trace: Trace, clock: PassClock | None = None) -> RunFigures:
     """Run a trace to its end and measure it.
 
+    Args:
+        clock: what listens to the model; its passes are told the seconds of their steps, and handed on.
     Raises:
         ManyLoraError: the reason for which a request failed.
     """
@@ -64,7 +81,7 @@ def run_trace(engine: Engine, trace: Trace) -> RunFigures:
     distinct: list[int] = []
     most_kv_bytes = most_adapter_bytes = 0
     while engine.has_work():
-        made = engine.step()
+        made = engine.step() if clock is None else _timed_step(engine, clock)
         for output in made:
             if output.event is not None and output.event.error is not None:
                 raise output.event.error
@@ -84,7 +101,16 @@ def run_trace(engine: Engine, trace: Trace) -> RunFigures:
         pool_adapter_bytes=most_adapter_bytes,
         adapter_loads=after.adapter_loads - before.adapter_loads,
         adapter_evictions=after.adapter_evictions - before.adapter_evictions,
+        passes=() if clock is None else tuple(one.to_json() for one in clock.passes),
     )
+
+
+def _timed_step(engine: Engine, clock: PassClock) -> list[Output]:
+    before, began_s = len(clock.passes), time.perf_counter()
+    made = engine.step()
+    for one in clock.passes[before:]:
+        one.step_s = time.perf_counter() - began_s
+    return made
 
 
 def make_resident(trace: Trace) -> Trace:

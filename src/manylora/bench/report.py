@@ -22,6 +22,8 @@ def print_result(result: BenchResult, console: Console | None = None) -> None:
     # Into a file or a pipe: wide enough for the table, whatever the terminal.
     console = console or (Console() if sys.stdout.isatty() else Console(width=130))
     console.print(_speed_table(result))
+    if result.steps:
+        console.print(_step_table(result))
     for line in _notes(result):
         console.print(line, highlight=False, soft_wrap=True)
 
@@ -82,6 +84,23 @@ def _cells(figures: Figures, baseline: str, ceiling: str) -> list[str]:
 
 def _spread(least_most: tuple[float, float]) -> str:
     return f"{least_most[0]:.1f} - {least_most[1]:.1f}"
+
+
+def _step_table(result: BenchResult) -> Table:
+    table = Table(
+        title="steps with adapters, all resident: milliseconds a step, and the share of the floor reached"
+    )
+    for heading in ("", "steps", "a step", "base products", "LoRA", "attention", "all else"):
+        table.add_column(heading, justify="right" if heading else "left", no_wrap=True)
+    for kind, steps in result.steps.items():
+        each = 1e3 / steps.num_steps
+        parts = [
+            f"{part.spent_s * each:.1f}, floor {part.floor_s * each:.1f} ({part.reached:.0%})"
+            for part in (steps.base, steps.lora, steps.attention)
+        ]
+        ends = f"{steps.spent_s * each:.1f} ms", f"{steps.other_s * each:.1f}"
+        table.add_row(kind, str(steps.num_steps), ends[0], *parts, ends[1])
+    return table
 
 
 def _notes(result: BenchResult) -> Iterator[str]:

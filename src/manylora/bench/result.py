@@ -10,6 +10,7 @@ from typing import Any, Self
 from manylora.bench.ceilings import Ceilings
 from manylora.bench.config import BenchConfig
 from manylora.bench.machine import ForeignLoad, Machine
+from manylora.bench.pass_floor import StepShare
 from manylora.bench.timeline import RunFigures
 
 
@@ -107,6 +108,8 @@ class BenchResult:
     peers: Mapping[str, PeerResult]
     ceilings: Ceilings
     floors: Floors
+    steps: Mapping[str, StepShare]
+    """Kind of step, prefill or decode, to what its work took and must take; adapters resident."""
     config: BenchConfig
     machine: Machine
     load: ForeignLoad

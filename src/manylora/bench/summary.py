@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 
 import torch
@@ -11,6 +11,8 @@ from manylora.bench.ceilings import Ceilings
 from manylora.bench.config import BenchConfig
 from manylora.bench.floor import DecoderCosts, adapter_bytes, floor_of
 from manylora.bench.machine import ForeignLoad, describe_machine, describe_revision
+from manylora.bench.pass_clock import Pass
+from manylora.bench.pass_floor import step_shares
 from manylora.bench.result import BenchResult, Figures, Floors, PeerResult
 from manylora.bench.worker import Turn
 from manylora.bench.workload import Trace
@@ -29,6 +31,7 @@ def summarise(
     trace: Trace,
     ceilings: Ceilings,
     turns: Mapping[str, Turn],
+    passes: Sequence[Pass],
     *,
     started: str,
     load: ForeignLoad,
@@ -38,6 +41,7 @@ def summarise(
 
     Args:
         turns: "manylora", "base" and each peer.
+        passes: of the trace with adapters, in a run of its own.
     """
     ours, base = turns["manylora"].runs, turns["base"].runs
     revision = describe_revision()
@@ -66,6 +70,7 @@ def summarise(
         peers={name: _peer_result(name, turns) for name in config.peers},
         ceilings=ceilings,
         floors=_floors(config, model, trace, ceilings, figures, base_figures),
+        steps=step_shares(passes, _costs(config, model), ceilings),
         # The name, not the path: a row says nothing of where things lie on somebody's machine.
         config=replace(config, model=model.name),
         machine=describe_machine(),
@@ -98,7 +103,7 @@ def _floors(
     figures: Figures,
     base_figures: Figures,
 ) -> Floors:
-    costs = DecoderCosts(model, getattr(torch, config.dtype).itemsize)
+    costs = _costs(config, model)
     sizes = {adapter: adapter_bytes(model, config.rank_of(adapter)) for adapter in trace.adapters}
     floor = floor_of(trace, costs, sizes, ceilings, config.max_batch)
     base = floor_of(trace.on_base(), costs, {}, ceilings, config.max_batch)
@@ -111,3 +116,7 @@ def _floors(
         lora_s=floor.lora_s,
         attention_s=floor.attention_s,
     )
+
+
+def _costs(config: BenchConfig, model: LlamaConfig) -> DecoderCosts:
+    return DecoderCosts(model, getattr(torch, config.dtype).itemsize)

@@ -22,6 +22,7 @@ from manylora.bench.config import BenchConfig
 from manylora.bench.contender import Job, RunOrder
 from manylora.bench.floor import DecoderCosts, adapter_bytes, layer_products
 from manylora.bench.machine import LoadWatch, check_idle
+from manylora.bench.pass_clock import Pass
 from manylora.bench.result import BenchResult
 from manylora.bench.summary import summarise
 from manylora.bench.worker import Turn, Worker
@@ -60,7 +61,11 @@ def run(config: BenchConfig, report: Report = lambda _: None) -> BenchResult:
                 turn.runs.append(turn.worker.run(turn.order))
                 report(f"  {turn.runs[-1].tokens_per_s:.1f} tokens/s")
         load = watch.stop()
-    return summarise(config, model, trace, ceilings, turns, started=started, load=load, forced=forced)
+        report("listening to every forward pass")
+        passes = [Pass(**one) for one in turns["manylora"].worker.run(RunOrder(listen=True)).passes]
+    return summarise(
+        config, model, trace, ceilings, turns, passes, started=started, load=load, forced=forced
+    )
 
 
 def _trace(config: BenchConfig, model: LlamaConfig) -> Trace:

@@ -49,6 +49,9 @@ class RunFigures:
 
     adapter_evictions: int = 0
 
+    passes: tuple[dict[str, Any], ...] = ()
+    """Each forward pass as `pass_clock.Pass` has it, of a run that was listened to."""
+
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Self:
         return cls(**{**values, "outputs": tuple(tuple(answer) for answer in values["outputs"])})

@@ -107,6 +107,14 @@ class LoraBatch:
         h_begin = (np.cumsum(h_size, axis=0) - h_size)[:, adapters.site_stack] + adapters.site_column
         self._h_begin = adapters.columns(h_begin, np.int64)  # [M] of [S]
 
+    @property
+    def adapters(self) -> AdapterSet:
+        return self._adapters
+
+    @property
+    def segments(self) -> Segments:
+        return self._segments
+
     def apply(self, stack: int, x: Tensor, outputs: Sequence[Tensor]) -> None:
         """Add the mixture of each row to the stack's outputs, in place.
 

@@ -20,10 +20,10 @@ class StackedLora:
     """The LoRA of a batch as the decoder asks for it, per stack of a layer: an `llama.LoraHook`."""
 
     def __init__(self, lora: LoraBatch, config: LlamaConfig) -> None:
-        self._lora = lora
+        self.batch = lora
         self._columns = {stack: stack_shape(config, stack).columns for stack in Stack}
         self._order = {stack: i for i, stack in enumerate(Stack)}
 
     def shrink_expand(self, layer: int, stack: Stack, x: Tensor, y: Tensor) -> None:
         outputs = [y[:, begin:end] for begin, end in self._columns[stack]]
-        self._lora.apply(layer * len(self._order) + self._order[stack], x, outputs)
+        self.batch.apply(layer * len(self._order) + self._order[stack], x, outputs)
