@@ -4,11 +4,13 @@ import torch
 from manylora.bench.ceilings import GEMM_ROWS, Ceilings, measure_ceilings
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_ceilings_are_measured_and_leave_the_threads_as_they_were(dtype):
+@pytest.mark.parametrize(
+    ("dtype", "int8"), [(torch.float32, False), (torch.bfloat16, False), (torch.float32, True)]
+)
+def test_ceilings_are_measured_and_leave_the_threads_as_they_were(dtype, int8):
     before = torch.get_num_threads()
     ceilings = measure_ceilings(
-        [(96, 64), (64, 96)], 3, dtype, threads=1, read_bytes=4 << 20, min_weight_bytes=1 << 16
+        [(96, 64), (64, 96)], 3, dtype, int8=int8, threads=1, read_bytes=4 << 20, min_weight_bytes=1 << 16
     )
     assert torch.get_num_threads() == before
     assert 0.01 < ceilings.memory_read_gb_s < 5000

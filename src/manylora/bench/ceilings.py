@@ -38,16 +38,21 @@ def measure_ceilings(
     num_layers: int,
     dtype: torch.dtype,
     *,
+    int8: bool = False,
     threads: int,
     read_bytes: int = READ_BYTES,
     min_weight_bytes: int = _MIN_WEIGHT_BYTES,
 ) -> Ceilings:
-    """Measure for a model whose every layer multiplies by weights of shape (out, in) as in `products`."""
+    """Measure for a model whose every layer multiplies by weights of shape (out, in) as in `products`.
+
+    Args:
+        dtype: of x, and of the weights unless `int8`.
+    """
     with torch_threads(threads), torch.inference_mode():
         return Ceilings(
             memory_read_gb_s=read_bytes / _best_s(_reader(read_bytes)) / 1e9,
             gemm_gflop_s={
-                rows: _gemm_gflop_s(products, num_layers, dtype, rows, min_weight_bytes)
+                rows: _gemm_gflop_s(products, num_layers, dtype, rows, min_weight_bytes, int8=int8)
                 for rows in GEMM_ROWS
             },
         )
@@ -59,11 +64,13 @@ def _gemm_gflop_s(
     dtype: torch.dtype,
     rows: int,
     min_weight_bytes: int,
+    *,
+    int8: bool,
 ) -> float:
     # As many layers as make the weights come from memory, each with weights of its own, as in the model.
-    layer_bytes = sum(out * fan_in for out, fan_in in products) * dtype.itemsize
+    layer_bytes = sum(out * fan_in for out, fan_in in products) * (1 if int8 else dtype.itemsize)
     layers = max(1, min(num_layers, -(-min_weight_bytes // layer_bytes)))
-    stack = [_product(out, fan_in, dtype) for _ in range(layers) for out, fan_in in products]
+    stack = [_product(out, fan_in, dtype, int8=int8) for _ in range(layers) for out, fan_in in products]
     inputs = {fan_in: torch.full((rows, fan_in), 0.01, dtype=dtype) for _, fan_in in products}
 
     def multiply() -> None:
@@ -74,12 +81,12 @@ def _gemm_gflop_s(
     return 2 * rows * num_weights / _best_s(multiply) / 1e9
 
 
-def _product(out: int, fan_in: int, dtype: torch.dtype) -> BaseProduct:
+def _product(out: int, fan_in: int, dtype: torch.dtype, *, int8: bool) -> BaseProduct:
     """The decoder's own product, so that the rate is that of the best implementation we know."""
     product = BaseProduct(fan_in, out, bias=False, dtype=dtype, device=torch.device("cpu"))
     assert product.weight is not None
     product.weight.fill_(0.01)
-    product.finish()
+    product.finish(int8=int8)
     return product
 
 

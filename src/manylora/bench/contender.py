@@ -4,10 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Protocol, Self
 
 from manylora.bench.timeline import RunFigures
 from manylora.bench.workload import Trace, TraceRequest
+
+ADAPTER_GGUF = "adapter.gguf"
+"""In the directory of an adapter, the same for llama.cpp, where it takes part."""
+
+
+def adapter_name(number: int) -> str:
+    """The name of adapter `number` in the library and the name of its folder; PEFT accepts it too."""
+    return f"adapter-{number:05d}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +37,9 @@ class Job:
     """Load our adapters before the clock starts, as the peers always do."""
 
     trace: Trace
+
+    def adapter_folder(self, number: int) -> Path:
+        return Path(self.adapters_folder, adapter_name(number))
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

@@ -38,7 +38,6 @@ class ManyLora:
                 run_trace(engine, make_resident(trace))
             return run_trace(engine, trace)
 
-
     def listen(self, trace: Trace) -> RunFigures:
         """Run with every adapter resident, so that no thread reads one beside the passes that are timed."""
         with make_engine(self.model, Library(self.job.adapters_folder), self.job) as engine:

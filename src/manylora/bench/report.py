@@ -55,6 +55,8 @@ def _speed_table(result: BenchResult) -> Table:
     table.add_row("base alone", rate, spread, "", ceiling)
     for name, peer in result.peers.items():
         table.add_row(f"{name}, batch {peer.batch}", *_cells(peer, f"we: {peer.speedup:.2f}x", ""))
+    for name, figures in result.without.items():
+        table.add_row(f"without {name}", *_cells(figures, f"with: {figures.speedup:.2f}x", ""))
     return table
 
 
@@ -121,6 +123,8 @@ def _notes(result: BenchResult) -> Iterator[str]:
     )
     for name, peer in result.peers.items():
         yield f"{name}: {_peer_note(result, peer)}"
+    for name, figures in result.without.items():
+        yield f"without {name}: {_peer_note(result, figures)}"
     if "power" in result.config.distribution:
         yield "power:A draws adapter int(n * u), u with density A u^(A-1): power:1 is uniform"
     if result.forced:

@@ -53,7 +53,7 @@ class PeerResult(Figures):
     """Of the trace, how many it was given."""
 
     speedup: float
-    """Our tokens_per_s over its: ours with adapters beside peft, our base alone beside transformers."""
+    """Our tokens_per_s over its: our base alone beside a peer that runs no adapters, else ours with adapters."""
 
     equal_outputs: float
     """Share of its answers that equal ours token by token, in the same comparison."""
@@ -106,6 +106,8 @@ class BenchResult:
     started: str
     """UTC, ISO 8601."""
     peers: Mapping[str, PeerResult]
+    without: Mapping[str, PeerResult]
+    """Our engine without one of its ideas: what is left out to its figures."""
     ceilings: Ceilings
     floors: Floors
     steps: Mapping[str, StepShare]

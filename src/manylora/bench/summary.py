@@ -13,16 +13,11 @@ from manylora.bench.floor import DecoderCosts, adapter_bytes, floor_of
 from manylora.bench.machine import ForeignLoad, describe_machine, describe_revision
 from manylora.bench.pass_clock import Pass
 from manylora.bench.pass_floor import step_shares
+from manylora.bench.peer_table import ABLATIONS, PEERS, peer_without
 from manylora.bench.result import BenchResult, Figures, Floors, PeerResult
 from manylora.bench.worker import Turn
 from manylora.bench.workload import Trace
 from manylora.models.config import LlamaConfig
-
-NOTES = {
-    "transformers": "generate on the base alone, static batches; beside our base alone",
-    "peft": "generate with adapter_names; all adapters loaded before the clock starts",
-    "peft-switch": "set_adapter, then generate for the requests that name it; all adapters loaded before",
-}
 
 
 def summarise(
@@ -40,7 +35,7 @@ def summarise(
     """Make the result of contenders that have run.
 
     Args:
-        turns: "manylora", "base" and each peer.
+        turns: "manylora", "base", each peer and each ablation.
         passes: of the trace with adapters, in a run of its own.
     """
     ours, base = turns["manylora"].runs, turns["base"].runs
@@ -67,7 +62,16 @@ def summarise(
         commit=revision.commit,
         dirty=revision.dirty,
         started=started,
-        peers={name: _peer_result(name, turns) for name in config.peers},
+        peers={
+            name: _beside(
+                turns[name], turns["manylora" if PEERS[name].runs_adapters else "base"], PEERS[name].note
+            )
+            for name in config.peers
+        },
+        without={
+            name: _beside(turns[peer_without(name)], turns["manylora"], ABLATIONS[name].note)
+            for name in config.ablations
+        },
         ceilings=ceilings,
         floors=_floors(config, model, trace, ceilings, figures, base_figures),
         steps=step_shares(passes, _costs(config, model), ceilings),
@@ -79,10 +83,9 @@ def summarise(
     )
 
 
-def _peer_result(name: str, turns: Mapping[str, Turn]) -> PeerResult:
-    turn = turns[name]
-    ours = turns["base" if name == "transformers" else "manylora"].runs
-    figures = Figures.of(turn.runs)
+def _beside(turn: Turn, our_turn: Turn, note: str) -> PeerResult:
+    """What came of a turn, compared with what came of ours."""
+    ours, figures = our_turn.runs, Figures.of(turn.runs)
     answers = turn.runs[0].outputs
     same = [answer == our for answer, our in zip(answers, ours[0].outputs, strict=False)]
     return PeerResult(
@@ -91,7 +94,7 @@ def _peer_result(name: str, turns: Mapping[str, Turn]) -> PeerResult:
         requests=len(answers),
         speedup=Figures.of(ours).tokens_per_s / figures.tokens_per_s,
         equal_outputs=sum(same) / len(same),
-        note=NOTES[name],
+        note=note,
     )
 
 
@@ -119,4 +122,4 @@ def _floors(
 
 
 def _costs(config: BenchConfig, model: LlamaConfig) -> DecoderCosts:
-    return DecoderCosts(model, getattr(torch, config.dtype).itemsize)
+    return DecoderCosts(model, getattr(torch, config.torch_dtype).itemsize)

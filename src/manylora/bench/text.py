@@ -16,13 +16,16 @@ from tempfile import TemporaryDirectory
 import torch
 
 from manylora.bench.adapters import write_adapters
-from manylora.bench.batch_search import best_batch
+from manylora.bench.batch_search import BATCHES, best_batch
 from manylora.bench.ceilings import measure_ceilings
 from manylora.bench.config import BenchConfig
 from manylora.bench.contender import Job, RunOrder
 from manylora.bench.floor import DecoderCosts, adapter_bytes, layer_products
 from manylora.bench.machine import LoadWatch, check_idle
 from manylora.bench.pass_clock import Pass
+from manylora.bench.peer_environment import check_environments
+from manylora.bench.peer_models import job_of_peer
+from manylora.bench.peer_table import PEERS, peer_without
 from manylora.bench.result import BenchResult
 from manylora.bench.summary import summarise
 from manylora.bench.worker import Turn, Worker
@@ -30,8 +33,6 @@ from manylora.bench.workload import Distribution, Trace, make_trace
 from manylora.models.config import LlamaConfig
 from manylora.models.loading import load_config
 from manylora.models.sites import base_sites
-
-SWITCH_MAX_REQUESTS = 32
 
 Report = Callable[[str], None]
 """Told in a few words what begins now."""
@@ -41,22 +42,30 @@ def run(config: BenchConfig, report: Report = lambda _: None) -> BenchResult:
     """Measure.
 
     Raises:
-        ConfigError: the machine is busy, unless `force`.
+        ConfigError: the machine is busy, unless `force`; a peer's environment is not there.
         RuntimeError: a contender's process died; with what it said.
     """
+    check_environments(config.peers)
     report("looking whether the machine is idle")
     forced = check_idle(force=config.force)
     started = datetime.now(UTC).isoformat(timespec="seconds")
     model = load_config(config.model)
     trace = _trace(config, model)
     report("measuring the ceilings")
-    dtype = getattr(torch, config.dtype)
-    ceilings = measure_ceilings(layer_products(model), model.num_layers, dtype, threads=config.num_threads)
-    with _prepared(config, model, trace, report) as job, ExitStack() as workers:
-        turns = _start(config, *job, workers, report)
+    ceilings = measure_ceilings(
+        layer_products(model),
+        model.num_layers,
+        getattr(torch, config.torch_dtype),
+        int8=config.dtype == "int8",
+        threads=config.num_threads,
+    )
+    with _prepared(config, model, trace, report) as prepared, ExitStack() as workers:
+        turns = _start(config, *prepared, workers, report)
         watch = LoadWatch()
         for repeat in range(config.repeats):
             for name, turn in turns.items():
+                if turn.once and turn.runs:
+                    continue
                 report(f"run {repeat + 1} of {config.repeats}: {name}")
                 turn.runs.append(turn.worker.run(turn.order))
                 report(f"  {turn.runs[-1].tokens_per_s:.1f} tokens/s")
@@ -85,55 +94,63 @@ def _trace(config: BenchConfig, model: LlamaConfig) -> Trace:
 def _prepared(
     config: BenchConfig, model: LlamaConfig, trace: Trace, report: Report
 ) -> Iterator[tuple[Job, Path]]:
-    """The job with its adapters on disk, as long as it is measured."""
+    """The job with its adapters on disk, and a folder for what else is written, as long as it is measured."""
     with TemporaryDirectory(prefix="manylora-bench-") as folder:
         report(f"writing {config.adapters} adapters")
         adapters_folder = Path(folder, "adapters")
         adapters_folder.mkdir()
         write_adapters(adapters_folder, base_sites(model), config.adapters, config.rank, config.seed)
-        job = Job(
-            model=config.model,
-            dtype=config.dtype,
-            threads=config.num_threads,
-            adapters_folder=str(adapters_folder),
-            max_batch=config.max_batch,
-            pool_bytes=config.pool_bytes or ample_pool_bytes(config, model, trace),
-            resident=config.resident,
-            trace=trace,
+        yield (
+            Job(
+                model=config.model,
+                dtype=config.dtype,
+                threads=config.num_threads,
+                adapters_folder=str(adapters_folder),
+                max_batch=config.max_batch,
+                pool_bytes=config.pool_bytes or ample_pool_bytes(config, model, trace),
+                resident=config.resident,
+                trace=trace,
+            ),
+            Path(folder),
         )
-        job_file = Path(folder, "job.json")
-        job_file.write_text(json.dumps(job.to_json()))
-        yield job, job_file
 
 
 def _start(
-    config: BenchConfig, job: Job, job_file: Path, workers: ExitStack, report: Report
+    config: BenchConfig, job: Job, folder: Path, workers: ExitStack, report: Report
 ) -> dict[str, Turn]:
     """Every contender, ready, with what it is to do."""
 
-    def start(name: str) -> Worker:
+    def start(name: str, own: Job) -> Worker:
         report(f"starting {name}")
-        return workers.enter_context(Worker(name, job, job_file))
+        job_file = folder / f"{name}.json"
+        job_file.write_text(json.dumps(own.to_json()))
+        return workers.enter_context(Worker(name, own, job_file))
 
-    engine = start("manylora")
+    engine = start("manylora", job)
     turns = {
         "manylora": Turn(engine, RunOrder()),
         "base": Turn(engine, RunOrder(base_only=True)),
     }
+    for name in map(peer_without, config.ablations):
+        turns[name] = Turn(start(name, job), RunOrder())
     for name in config.peers:
-        worker = start(name)
-        if name == "peft-switch":
-            # Its time is a request's time as often as there are requests: a few of them tell as much.
-            order = RunOrder(batch=SWITCH_MAX_REQUESTS, max_requests=SWITCH_MAX_REQUESTS)
-        else:
-            order = RunOrder(batch=best_batch(name, worker, trace=job.trace, report=report))
-        turns[name] = Turn(worker, order)
+        worker = start(name, job_of_peer(name, job))
+        order = _peer_order(name, worker, job.trace, report)
+        turns[name] = Turn(worker, order, once=PEERS[name].once)
     return turns
+
+
+def _peer_order(name: str, worker: Worker, trace: Trace, report: Report) -> RunOrder:
+    """At its best batch; who switches adapters answers as many at a time as name the same."""
+    peer = PEERS[name]
+    if peer.switches and trace.adapters:
+        return RunOrder(batch=peer.max_requests or max(BATCHES), max_requests=peer.max_requests)
+    return RunOrder(batch=best_batch(name, worker, trace=trace, report=report))
 
 
 def ample_pool_bytes(config: BenchConfig, model: LlamaConfig, trace: Trace) -> int:
     """Room for every adapter of the trace and for the KV of as many requests as run at a time."""
-    token_bytes = DecoderCosts(model, getattr(torch, config.dtype).itemsize).kv_bytes_per_token
+    token_bytes = DecoderCosts(model, getattr(torch, config.torch_dtype).itemsize).kv_bytes_per_token
     # Each sequence and each adapter ends with a page that is part full, and packing wastes a few per cent.
     page_bytes = 64 * token_bytes
     sequences = min(config.requests, config.max_batch)

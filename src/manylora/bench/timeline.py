@@ -66,9 +66,14 @@ class Timeline:
         self._last_s = np.full(num_requests, np.nan)
         self._num_tokens = np.zeros(num_requests, dtype=np.int64)
 
-    def note(self, request: int, num_tokens: int = 1) -> None:
-        """`num_tokens` more tokens of `request` have just been made."""
-        now_s = time.perf_counter() - self._start_s
+    @property
+    def now_s(self) -> float:
+        """Seconds since the start."""
+        return time.perf_counter() - self._start_s
+
+    def note(self, request: int, num_tokens: int = 1, *, at_s: float | None = None) -> None:
+        """`num_tokens` more tokens of `request` have been made: just now, or at `at_s` seconds from the start."""
+        now_s = self.now_s if at_s is None else at_s
         if self._num_tokens[request] == 0:
             self._first_s[request] = now_s
         self._last_s[request] = now_s

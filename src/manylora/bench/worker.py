@@ -21,15 +21,9 @@ from types import TracebackType
 from typing import IO, Any, Self, cast
 
 from manylora.bench.contender import Contender, Job, RunOrder
+from manylora.bench.peer_environment import python_of, variables_of
+from manylora.bench.peer_table import CONTENDERS, PEERS
 from manylora.bench.timeline import RunFigures
-
-CONTENDERS = {
-    "manylora": "manylora.bench.ours:ManyLora",
-    "transformers": "manylora.bench.peers:TransformersPeer",
-    "peft": "manylora.bench.peers:PeftPeer",
-    "peft-switch": "manylora.bench.peers:PeftSwitchPeer",
-}
-"""Name to where its class is: a worker imports its own contender only."""
 
 
 def load_contender(name: str, job: Job) -> Contender:
@@ -48,19 +42,15 @@ class Worker:
     def __init__(self, name: str, job: Job, job_file: Path) -> None:
         self.name = name
         self._stderr: IO[str] = tempfile.TemporaryFile("w+")
-        environment = {
-            **os.environ,
-            "OMP_NUM_THREADS": str(job.threads),
-            "MKL_NUM_THREADS": str(job.threads),
-            "TOKENIZERS_PARALLELISM": "false",
-        }
+        self._packages = tempfile.TemporaryDirectory(prefix="manylora-worker-")
+        python, variables = _environment(name, job.threads, Path(self._packages.name))
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "manylora.bench.worker", name, str(job_file)],
+            [python, "-m", "manylora.bench.worker", name, str(job_file)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._stderr,
             text=True,
-            env=environment,
+            env=variables,
         )
         try:
             self._answer()
@@ -97,6 +87,7 @@ class Worker:
             self._process.wait()
         self._process.stdout.close()
         self._stderr.close()
+        self._packages.cleanup()
 
     def __enter__(self) -> Self:
         return self
@@ -107,12 +98,28 @@ class Worker:
         self.close()
 
 
+def _environment(name: str, threads: int, packages: Path) -> tuple[str, dict[str, str]]:
+    """The Python that runs a contender, and the variables of its process."""
+    variables = {
+        **os.environ,
+        "OMP_NUM_THREADS": str(threads),
+        "MKL_NUM_THREADS": str(threads),
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    environment = PEERS[name].environment if name in PEERS else None
+    if environment is None:
+        return sys.executable, variables
+    return python_of(environment), variables | variables_of(environment, threads, packages)
+
+
 @dataclass(frozen=True)
 class Turn:
     """What a contender does each time its turn comes, and what came of it."""
 
     worker: Worker
     order: RunOrder
+    once: bool = False
+    """Its turn comes in the first round only."""
     runs: list[RunFigures] = field(default_factory=list)
 
 

@@ -165,14 +165,11 @@ class LoraBatchBuilder:
             items: in row order. Kernels are quickest when items with one adapter stand together.
             resident: the adapters that the items name, by identity.
         """
-        by_adapter: dict[AdapterId, list[RowRange]] = {}
-        for item in items:
-            for identity, weight in item.mixture:
-                by_adapter.setdefault(identity, []).append((item.begin, item.end, weight))
-        if not by_adapter:
+        used = self._used(items)
+        if not used:
             return None
         # Compared as objects: an adapter that was evicted and loaded again lies elsewhere.
-        adapters, ranges = tuple(resident[identity] for identity in by_adapter), list(by_adapter.values())
+        adapters, ranges = tuple(resident[identity] for identity, _ in used), [rows for _, rows in used]
         if self._adapters is None or self._adapters.adapters != adapters:
             self._adapters = AdapterSet(adapters, self._site_stack, self._pages.device)
             self._batch = None
@@ -181,6 +178,14 @@ class LoraBatchBuilder:
             self._batch = LoraBatch(self._pages, self._adapters, segments)
             self._ranges = ranges
         return self._batch
+
+    def _used(self, items: Sequence[Item]) -> list[tuple[AdapterId, list[RowRange]]]:
+        """The segments: each adapter once, with all rows that use it, so that it is read once for all of them."""
+        by_adapter: dict[AdapterId, list[RowRange]] = {}
+        for item in items:
+            for identity, weight in item.mixture:
+                by_adapter.setdefault(identity, []).append((item.begin, item.end, weight))
+        return list(by_adapter.items())
 
 
 def _segments(
