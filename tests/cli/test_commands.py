@@ -161,6 +161,8 @@ def test_every_option_explains_itself() -> None:
         ["distill"],
         ["generate"],
         ["bench", "text"],
+        ["bench", "kernels"],
+        ["bench", "steps"],
         ["bench", "serve"],
         ["serve"],
         ["bench", "image"],

@@ -8,6 +8,7 @@ from manylora.bench.config import BenchConfig
 from manylora.bench.image_config import ImageBenchConfig
 from manylora.bench.kernels_config import KernelsConfig
 from manylora.bench.serve_config import ServeBenchConfig
+from manylora.bench.steps_config import StepsConfig
 from manylora.cli.fields import command, value_of
 
 
@@ -40,6 +41,18 @@ def register(app: typer.Typer) -> None:
         from manylora.bench.kernels_command import bench_kernels
 
         bench_kernels(KernelsConfig(**value_of(KernelsConfig, values)))
+
+    @command(group, "steps", StepsConfig)
+    def steps(**values: Any) -> None:
+        """Time decode steps over batch, context and rank, with a line through each. The last line printed is JSON.
+
+        Example:
+
+            manylora bench steps --dtype int8 --batch 1,8,64
+        """
+        from manylora.bench.steps_command import bench_steps
+
+        bench_steps(StepsConfig(**value_of(StepsConfig, values)))
 
     @command(group, "image", ImageBenchConfig)
     def image(**values: Any) -> None:
