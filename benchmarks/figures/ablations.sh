@@ -1,0 +1,9 @@
+#!/bin/sh
+# What does each idea bring? The engine beside itself without one at a time. 32 adapters, so that each is named by
+# four requests; for the one pool, memory that does not hold everything.
+set -eu
+MODEL=${MODEL:-smollm2-135m-instruct}
+manylora bench text --model "$MODEL" --adapters 32 --rank 8 --requests 128 --prompt-tokens 64 --output-tokens 64 \
+    --distribution uniform --without native,grouping,prefetch,batching "$@"
+manylora bench text --model "$MODEL" --adapters 32 --rank 8 --requests 128 --prompt-tokens 64 --output-tokens 64 \
+    --distribution uniform --pool-bytes 600000000 --without unified "$@"
