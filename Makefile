@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 CACHE := $(HOME)/.cache/manylora
 MODEL := $(CACHE)/models/SmolLM2-135M-Instruct/model.gguf
 
-.PHONY: demo test check bench show-core show-lcm show-server icons styles model install clean help
+.PHONY: demo test check bench show-core show-lcm show-server show-speed icons styles model install clean help
 
 help:
 	@echo "make demo       install, then answer chat prompts, each with its own adapter or mixture out of 1,000"
@@ -18,6 +18,7 @@ help:
 	@echo "make styles     draw the styles and train a LoRA on each, once the base is there"
 	@echo "make show-lcm   show that few-step pictures keep their promises"
 	@echo "make show-server  show that the server keeps its promises (long parts read kept records)"
+	@echo "make show-speed  show how fast serving on a CPU is (long parts read kept records)"
 	@echo "make clean      remove what these made, the demo's 996 generated adapters included"
 
 install: $(VENV)/installed
@@ -67,6 +68,9 @@ show-lcm: install
 
 show-server: install model
 	$(BIN)/python scripts/show_server.py
+
+show-speed: install model
+	$(BIN)/python scripts/show_speed.py
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
