@@ -45,7 +45,7 @@ def test_peers_of_our_own_environment_need_none():
 
 @pytest.mark.parametrize("name", SEPARATE)
 def test_a_worker_there_needs_this_package_and_numpy_alone(name, tmp_path):
-    """In a Python that has nothing else: what the environment's own would fail to import, this one does."""
+    """In a Python without site-packages: what the environment's own would fail to import, this one does."""
     packages, libraries = tmp_path / "packages", tmp_path / "libraries"
     packages.mkdir()
     libraries.mkdir()
@@ -60,7 +60,7 @@ def test_a_worker_there_needs_this_package_and_numpy_alone(name, tmp_path):
     variables.pop("LD_PRELOAD", None)
     script = f"import manylora.bench.worker, {CONTENDERS[name].partition(':')[0]}; print(manylora.__file__)"
     done = subprocess.run(
-        [sys._base_executable, "-c", script],  # type: ignore[attr-defined]
+        [sys.executable, "-S", "-c", script],
         env={**os.environ, **variables},
         capture_output=True,
         text=True,
@@ -69,7 +69,7 @@ def test_a_worker_there_needs_this_package_and_numpy_alone(name, tmp_path):
     assert done.returncode == 0, done.stderr
     assert Path(done.stdout.strip()).is_relative_to(packages)
     without = subprocess.run(
-        [sys._base_executable, "-c", script],  # type: ignore[attr-defined]
+        [sys.executable, "-S", "-c", script],
         env={**os.environ, **variables, "PYTHONPATH": str(packages)},
         capture_output=True,
         text=True,

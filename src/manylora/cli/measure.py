@@ -5,6 +5,7 @@ from typing import Any
 import typer
 
 from manylora.bench.config import BenchConfig
+from manylora.bench.first_token_config import FirstTokenConfig
 from manylora.bench.image_config import ImageBenchConfig
 from manylora.bench.kernels_config import KernelsConfig
 from manylora.bench.serve_config import ServeBenchConfig
@@ -53,6 +54,18 @@ def register(app: typer.Typer) -> None:
         from manylora.bench.steps_command import bench_steps
 
         bench_steps(StepsConfig(**value_of(StepsConfig, values)))
+
+    @command(group, "first-token", FirstTokenConfig)
+    def first_token(**values: Any) -> None:
+        """Time first tokens on adapters that were never read, and on warm ones. The last line printed is one JSON object.
+
+        Example:
+
+            manylora bench first-token --model smollm2-135m-instruct --dtype int8
+        """
+        from manylora.bench.first_token_command import bench_first_token
+
+        bench_first_token(FirstTokenConfig(**value_of(FirstTokenConfig, values)))
 
     @command(group, "image", ImageBenchConfig)
     def image(**values: Any) -> None:
