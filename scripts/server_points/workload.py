@@ -1,4 +1,4 @@
-"""S-LoRA's load under every policy. It takes two hours on an idle machine, so kept records are read."""
+"""S-LoRA's load under every policy. It takes 45 minutes on an idle machine, so kept records are read."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -6,8 +6,9 @@ from typing import Any
 from points import Line, missing
 from server_points.records import find, newest, said
 
-COMMAND = "benchmarks/figures/serve_policies.sh --record"
-CURVE_COMMAND = "benchmarks/figures/serve_adapters.sh --record"
+SCRIPT, CURVE_SCRIPT = "serve_policies.sh", "serve_adapters.sh"
+COMMAND = f"benchmarks/figures/{SCRIPT} --record"
+CURVE_COMMAND = f"benchmarks/figures/{CURVE_SCRIPT} --record"
 LOADS = (0.5, 1.0, 2.0)
 POLICIES = ("fcfs", "cluster", "fair", "slo")
 BESIDE = ("lifo", "abort")
@@ -16,12 +17,12 @@ MAX_ADAPTERS = 2000
 
 def lines() -> Iterator[Line]:
     for num_adapters in (200, MAX_ADAPTERS):
-        record = newest("policies", num_adapters)
+        record = newest(SCRIPT, "policies", num_adapters)
         if record is None:
             yield missing(f"S-LoRA's load, {num_adapters} adapters", COMMAND)
         else:
             yield from _policies(record, num_adapters)
-    curve = newest("adapters", MAX_ADAPTERS)
+    curve = newest(CURVE_SCRIPT, "adapters", MAX_ADAPTERS)
     if curve is None:
         yield missing("from 0 to 2,000 adapters", CURVE_COMMAND)
     else:
@@ -39,6 +40,10 @@ def _policies(record: dict[str, Any], num_adapters: int) -> Iterator[Line]:
         rows = {policy: find(record, policy=policy, load=load) for policy in (*POLICIES, *BESIDE)}
         shares = {policy: row["figures"]["attainment"] for policy, row in rows.items() if row is not None}
         in_time = ", ".join(f"{policy} {share:.1%}" for policy, share in shares.items())
+        slo = rows["slo"]
+        if slo is not None:
+            low, high = slo["figures"]["attainment_interval"]
+            in_time += f"; {slo['figures']['requests']} requests, slo within [{low:.1%}, {high:.1%}]"
         point = f"{num_adapters} adapters at {load:g}x: first token within 6 s"
         if len(shares) < len(rows):
             yield Line(point, in_time, "all six policies", False)

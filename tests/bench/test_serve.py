@@ -6,6 +6,7 @@ import time
 import urllib.error
 from dataclasses import replace
 
+import msgspec
 import psutil
 import pytest
 from PIL import Image
@@ -15,6 +16,7 @@ from manylora.bench import serve, serve_command
 from manylora.bench.serve import Measured, measure, plan_runs
 from manylora.bench.serve_config import ServeBenchConfig
 from manylora.bench.serve_job import Outcome
+from manylora.bench.serve_journal import JOURNAL_FILE, Kept, finish
 from manylora.bench.serve_metrics import EngineCounts, MetricsWatch, parse_metrics
 from manylora.bench.serve_plots import cumulative, mean_by_adapter, windows_of
 from manylora.bench.serve_report import hog_effect, print_result
@@ -25,11 +27,11 @@ from manylora.models.tiny import save_tiny
 from tests.bench.openai_double import FIRST_TOKEN_S, TOKEN_S, openai_double
 
 NAMES = """bench kind capacity_per_s rows explained config command commit dirty started machine forced""".split()
-ROW_NAMES = ["run", "figures", "engine", "others"]
+ROW_NAMES = ["run", "figures", "engine", "others", "started", "commit", "dirty", "forced"]
 RUN_NAMES = ["policy", "adapters", "load", "rate", "without_hog"]
-FIGURE_NAMES = """requests finished refused_429 refused_503 failed wall_s requests_per_s tokens_per_s ttft tpot
-    attainment satisfaction fairness_adapters fairness_tenants tenants errors generator_us_per_token generator_cores
-    late_p99_s""".split()
+FIGURE_NAMES = """requests finished refused_429 refused_503 cut_off failed wall_s requests_per_s tokens_per_s ttft
+    tpot attainment attainment_interval satisfaction fairness_adapters fairness_tenants tenants errors
+    generator_us_per_token generator_cores late_p99_s""".split()
 KEY = "sk-secret"
 
 
@@ -129,8 +131,11 @@ def test_the_command_prints_writes_and_keeps(measured, monkeypatch, tmp_path, ca
     assert record["kind"] == "policies"
     for word in ("in time", "capacity:", "load generator:", "0.5x"):
         assert word in "\n".join(lines[:-1])
-    (kept,) = (tmp_path / "records").glob("*_serve-policies-3.json")
+    (kept,) = (tmp_path / "records").glob("*_serve-policies-3-*.json")
     assert json.loads(kept.read_text()) == record
+    other = replace(measured.result, config=replace(config, duration_s=3.0))
+    assert serve_command.record_file(other, kept.parent) != kept, "it would be overwritten"
+    assert serve_command.record_file(replace(measured.result, config=config), kept.parent) == kept
     outcomes = [json.loads(line) for line in (tmp_path / "out" / "outcomes.jsonl").read_text().splitlines()]
     assert [one["run"] for one in outcomes].count(0) == len(measured.outcomes[0])
     assert outcomes[0]["num_tokens"] == outcomes[0]["asked_tokens"]
@@ -149,6 +154,56 @@ def test_a_record_can_only_be_kept_in_a_repository(monkeypatch):
         serve_command.bench_serve(ServeBenchConfig(model="m", record=True))
 
 
+def test_an_interrupted_measurement_goes_on_where_it_stopped(model, double, monkeypatch, tmp_path):
+    monkeypatch.setattr(serve, "check_idle", lambda force: False)
+    config = config_of(model, url=double.url, load=(0.5, 1.0), api_key=(KEY,), out=tmp_path / "out")
+
+    generate, jobs = serve.generate, []
+
+    def interrupt(job):
+        jobs.append(job)
+        if len(jobs) == 3:  # the closed loop and one run are done
+            raise KeyboardInterrupt
+        return generate(job)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(serve, "generate", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            measure(config)
+    journal = tmp_path / "out" / JOURNAL_FILE
+    before = journal.read_bytes()
+    assert [*before.splitlines()[1]][:11] == [*b'{"capacity"']
+    journal.write_bytes(before + b'{"run":{"row":{"r')  # as a kill leaves it
+    with pytest.raises(ConfigError, match=r"other settings: seed 42 there, 7 now\. Finish that one"):
+        measure(replace(config, seed=7))
+    said, num_asked = [], len(double.bodies)
+    result = measure(replace(config, force=False), said.append).result
+    assert "1 of 2 runs are there from before" in said
+    first, second = result.rows
+    assert len(double.bodies) - num_asked == second.figures.requests
+    assert json.loads(before.splitlines()[1])["capacity"]["per_s"] == result.capacity_per_s
+    assert first.figures == msgspec.convert(json.loads(before.splitlines()[2])["run"], Kept).row.figures
+    assert (result.started, result.commit) == (first.started, second.commit)
+    finish(tmp_path / "out")
+    assert not journal.exists()
+
+
+def test_who_has_no_token_long_after_the_end_is_cut_off_as_a_miss(model, tmp_path):
+    # One at a time, many answers' time beyond what the trace lasts.
+    options = dict(serve_options="--max-num-seqs 1", output_range=(200, 201), drain_s=0.3, slo_s=0.3)
+    config = config_of(model, rate=(60.0,), adapters_folder=tmp_path, **options)
+    (row,) = measure(config).result.rows
+    figures = row.figures
+    assert figures.cut_off > 10
+    assert figures.failed == 0
+    assert figures.finished + figures.cut_off == figures.requests
+    assert figures.attainment <= figures.finished / figures.requests
+    with pytest.raises(ConfigError, match=r"this is .*'seed': 7"):
+        measure(replace(config, seed=7))
+    with pytest.raises(ConfigError, match="drain_s must be at least slo_s"):
+        replace(config, drain_s=0.2)
+
+
 def test_tenants_are_measured_with_the_hog_and_without(model, double):
     config = config_of(model, url=double.url, tenants=3, hog=4.0, rate=(18.0,), duration_s=1.5)
     result = measure(config).result
@@ -161,7 +216,7 @@ def test_tenants_are_measured_with_the_hog_and_without(model, double):
     effect = hog_effect(result, "")
     assert [tenant for tenant, _, _ in effect] == [1, 2]
     assert all(0.05 < with_hog / without < 20 for _, with_hog, without in effect)
-    console = Console(width=170, record=True, file=io.StringIO())
+    console = Console(width=180, record=True, file=io.StringIO())
     print_result(result, console)
     text = console.export_text()
     for word in ("worst tenant", "without the hog", "sends 4 times as much"):

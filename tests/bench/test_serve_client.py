@@ -144,6 +144,15 @@ def test_the_closed_loop_keeps_so_many_under_way(double):
     assert 0.6 <= report.wall_s < 2
 
 
+def test_after_the_drain_who_has_no_token_is_cut_off_and_who_has_one_is_heard_out(double):
+    slow = 1 + FAULTS.index("slow")  # its first token takes half a minute
+    requests = [request_of(0.0, slow), request_of(0.0, tokens=300), request_of(0.1, slow), request_of(0.1)]
+    report = run(job_of(double, requests, drain_s=2.0, timeout_s=120))
+    assert [outcome.error for outcome in report.outcomes] == [MISSED, None, MISSED, None]
+    assert report.outcomes[1].num_tokens == 300
+    assert 2.1 <= report.wall_s < 25
+
+
 def test_the_generator_is_a_process_of_its_own(double):
     requests = [request_of(0.01 * i, 0, tokens=4) for i in range(10)]
     report, load = generate(job_of(double, requests))

@@ -11,6 +11,20 @@ import pytest
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 BESIDE = {"lifo": 0.7, "abort": 0.8}
 
+_COMMON = (
+    "manylora bench serve --model smollm2-135m-instruct --rank 8 --capacity-s 30 --input-range 8,32 "
+    "--output-range 8,32"
+)
+COMMANDS = {
+    "policies": f"{_COMMON} --adapters N --policies fcfs,cluster,fair,slo,lifo,abort --load 0.5,1.0,2.0 "
+    "--duration-s 40.0 --drain-s 6.0 --serve-options '--max-num-seqs 32'",
+    "adapters": f"{_COMMON} --rows 0,1,10,100,500,1000,2000 --load 2.0 --duration-s 45.0 --drain-s 6.0 "
+    "--serve-options '--max-num-seqs 64'",
+    "tenants": f"{_COMMON} --tenants 5 --policies fcfs,fair --load 1.5 --duration-s 90.0 "
+    "--serve-options '--max-num-seqs 32'",
+}
+"""As `manylora bench serve` writes what the figures' scripts ask for: without defaults, and 1 as 1.0."""
+
 
 @pytest.fixture(scope="module", autouse=True)
 def _scripts_on_the_path():
@@ -30,13 +44,14 @@ def keep(tmp_path, monkeypatch):
     ) -> None:
         record = {
             "started": day,
-            "commit": "abc1234",
             "dirty": False,
-            "command": "bench",
-            "rows": rows,
+            "command": COMMANDS[kind].replace("N", str(num_adapters)),
+            "rows": [{"commit": "abc1234", **row} for row in rows],
             **more,
         }
-        (tmp_path / f"{day}_machine_serve-{kind}-{num_adapters}.json").write_text(json.dumps(record))
+        (tmp_path / f"{day}_machine_serve-{kind}-{num_adapters}-0a1b2c3d.json").write_text(
+            json.dumps(record)
+        )
 
     return write
 
@@ -48,7 +63,14 @@ def lines(part: str) -> list[Any]:
 def policy_rows(slo: float) -> list[dict[str, Any]]:
     shares = BESIDE | {"fcfs": 0.3, "cluster": 0.4, "fair": 0.5, "slo": slo}
     return [
-        {"run": {"policy": policy, "load": load}, "figures": {"attainment": share}}
+        {
+            "run": {"policy": policy, "load": load},
+            "figures": {
+                "attainment": share,
+                "attainment_interval": [share - 0.02, share + 0.02],
+                "requests": 400,
+            },
+        }
         for policy, share in shares.items()
         for load in (0.5, 1.0, 2.0)
     ]
@@ -70,6 +92,17 @@ def test_slo_has_to_reach_the_better_of_the_two_beside(keep, slo, passes):
     assert [line.ok for line in shown] == [passes] * 6
     assert "abort 80.0%" in shown[0].figure
     assert shown[0].bound == "slo >= 80.0%"
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [("40.0", "10.0"), ("smollm2-135m-instruct", "tiny"), ("--rank 8", "")]
+)
+def test_a_record_of_other_settings_is_no_record_of_the_figure(keep, old, new):
+    keep("policies", 200, policy_rows(0.9), capacity_per_s=4.0)
+    assert "first token within" in lines("workload")[1].point
+    command = COMMANDS["policies"].replace("N", "200")
+    keep("policies", 200, policy_rows(0.9), capacity_per_s=4.0, command=command.replace(old, new))
+    assert "serve_policies.sh" in lines("workload")[0].bound
 
 
 def test_a_policy_that_was_not_run_is_missed(keep):
@@ -109,9 +142,9 @@ def tenant_rows(ratios: dict[str, float]) -> list[dict[str, Any]]:
             "figures": {
                 "fairness_tenants": 0.9,
                 "tenants": [
-                    {"tenant": 0, "ttft": {"p95_s": 99.0}},
-                    {"tenant": 1, "ttft": {"p95_s": 1.0}},
-                    {"tenant": 2, "ttft": {"p95_s": 1.0 if without_hog else ratio}},
+                    {"tenant": 0, "requests": 800, "ttft": {"p95_s": 99.0}},
+                    {"tenant": 1, "requests": 80, "ttft": {"p95_s": 1.0}},
+                    {"tenant": 2, "requests": 80, "ttft": {"p95_s": 1.0 if without_hog else ratio}},
                 ][without_hog:],
             },
         }

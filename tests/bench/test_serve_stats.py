@@ -1,5 +1,6 @@
 """Figures by hand: what counts as a miss, what is a throughput, who got his due."""
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,6 +14,8 @@ from manylora.bench.serve_stats import (
     figures_of,
     jain_index,
     max_min_shares,
+    p95_interval,
+    share_interval,
 )
 
 
@@ -63,7 +66,7 @@ def test_misses_are_the_slow_the_refused_the_aborted_and_the_failed():
         slo_s=6.0,
     )
     assert (figures.requests, figures.finished) == (8, 3)
-    assert (figures.refused_429, figures.refused_503, figures.failed) == (1, 2, 2)
+    assert (figures.refused_429, figures.refused_503, figures.cut_off, figures.failed) == (1, 2, 0, 2)
     assert figures.attainment == 2 / 8
     assert figures.satisfaction == pytest.approx((1 - 1 / 36 + 1 - 9 / 36) / 8)
     assert figures.requests_per_s == pytest.approx(0.3)
@@ -149,3 +152,19 @@ def test_tenants_and_adapters_are_told_apart():
     # The last request could not be served while the load lasted; that is not held against anybody.
     assert figures.fairness_tenants == pytest.approx(1)
     assert figures.fairness_adapters == pytest.approx(1)
+
+
+def test_a_share_is_known_to_within_its_interval():
+    low, high = share_interval(280, 400)
+    assert (low, high) == pytest.approx((0.653, 0.743), abs=1e-3)
+    assert share_interval(400, 400)[1] == 1.0
+    assert share_interval(400, 400)[0] == pytest.approx(1 - 3.84 / 400, abs=1e-3)
+    assert share_interval(0, 50)[0] == 0.0
+
+
+@pytest.mark.parametrize("n", [73, 400, 2000])
+def test_the_interval_of_the_95th_percentile_holds_it_as_often_as_it_says(n):
+    rng = np.random.default_rng(0)
+    held = [low <= 0.95 <= high for low, high in (p95_interval(rng.random(n).tolist()) for _ in range(100))]
+    assert 0.88 <= np.mean(held) <= 1.0
+    assert p95_interval(rng.random(71).tolist()) is None, "all may lie below it"

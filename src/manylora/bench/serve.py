@@ -7,7 +7,8 @@ of its own, started for it, so that none finds what another left in the pool; wi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import json
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -24,8 +25,16 @@ from manylora.bench.machine import check_idle, describe_machine, describe_revisi
 from manylora.bench.serve_config import BENCH_POLICIES, ServeBenchConfig
 from manylora.bench.serve_generator import generate
 from manylora.bench.serve_job import Job, Outcome, ServeRequest
+from manylora.bench.serve_journal import Journal, Kept, Measurement
 from manylora.bench.serve_metrics import MetricsWatch
-from manylora.bench.serve_result import Explained, ServeResult, ServeRow, ServeRun, command_line
+from manylora.bench.serve_result import (
+    Explained,
+    ServeResult,
+    ServeRow,
+    ServeRun,
+    command_line,
+    settings_of,
+)
 from manylora.bench.serve_server import Server, running_server, started_server
 from manylora.bench.serve_stats import capacity, figures_of
 from manylora.bench.serve_workload import draw_many, draw_requests, without_tenant
@@ -36,6 +45,9 @@ from manylora.models.sites import base_sites
 
 CLOSED_REQUESTS = 1000
 """Distinct requests of the closed loop; then they come again."""
+
+START_S, ANSWER_S = 8.0, 5.0
+"""To tell how long it will take: about what the start and end of a server take, and the longest answer."""
 
 Say = Callable[[str], None]
 """Told in a few words what begins now."""
@@ -50,38 +62,50 @@ class Measured:
 
 
 def measure(config: ServeBenchConfig, say: Say = lambda _: None) -> Measured:
-    """Measure.
+    """Measure; what an interrupted measurement with equal settings left in `out` is not measured again.
 
     Raises:
-        ConfigError: the machine is busy, unless `force`; the server at `url` lacks something.
+        ConfigError: the machine is busy, unless `force`; the server at `url` lacks something; `out` has an unfinished
+            measurement with other settings.
         RuntimeError: a server or the load generator died, or no token came; notes say what the server said.
     """
+    machine = describe_machine()
+    journal = Journal(config.out, Measurement(settings=settings_of(config), machine=machine.slug))
     say("looking whether the machine is idle")
     forced = check_idle(force=config.force)
-    started = datetime.now(UTC).isoformat(timespec="seconds")
     model = load_config(config.model)
-    with _bench(config, model, say) as bench:
+    with _bench(config, model, journal, forced, say) as bench:
         per_s = bench.capacity_per_s() if config.loads else None
-        rows, outcomes = [], []
-        for run in plan_runs(config, per_s):
-            row, of_requests = bench.run(run)
-            rows.append(row)
-            outcomes.append(of_requests)
-    revision = describe_revision()
+        runs = plan_runs(config, per_s)
+        if len(journal):
+            say(f"{len(journal)} of {len(runs)} runs are there from before")
+        say(f"about {expected_s([run for run in runs if not journal.find(run)], config) / 60:.0f} minutes")
+        kept = [bench.run(run) for run in runs]
+    rows = tuple(one.row for one in kept)
     result = ServeResult(
         kind=config.kind,
         capacity_per_s=per_s,
-        rows=tuple(rows),
+        rows=rows,
         explained=_explain(config, model, say) if config.kind == "adapters" and not config.url else None,
         config=config,
         command=command_line(config),
-        commit=revision.commit,
-        dirty=revision.dirty,
-        started=started,
-        machine=describe_machine(),
-        forced=forced,
+        commit=max(rows, key=lambda row: row.started).commit,
+        dirty=any(row.dirty for row in rows),
+        started=min(row.started for row in rows),
+        machine=machine,
+        forced=any(row.forced for row in rows),
     )
-    return Measured(result, tuple(outcomes))
+    return Measured(result, tuple(one.outcomes for one in kept))
+
+
+def expected_s(runs: Sequence[ServeRun], config: ServeBenchConfig) -> float:
+    """About how long the runs take: to start a server, to send, and to work off what is left over at the end."""
+
+    def leftover_s(run: ServeRun) -> float:
+        most = config.duration_s * max((run.load or 1.0) - 1, 0.1)
+        return most if config.drain_s is None else min(most, config.drain_s + ANSWER_S)
+
+    return sum(START_S + config.duration_s + leftover_s(run) for run in runs)
 
 
 def plan_runs(config: ServeBenchConfig, capacity_per_s: float | None) -> list[ServeRun]:
@@ -110,13 +134,19 @@ class _Bench:
     config: ServeBenchConfig
     vocab_size: int
     adapters_folder: Path
+    journal: Journal
+    forced: bool
     say: Say
 
-    def run(self, run: ServeRun) -> tuple[ServeRow, tuple[Outcome, ...]]:
+    def run(self, run: ServeRun) -> Kept:
+        """Measure a run, unless the journal has it."""
+        if (kept := self.journal.find(run)) is not None:
+            return kept
         requests = self._trace(run)
         self.say(
             f"{run.label}: {len(requests)} requests in {self.config.duration_s:.0f} s, {run.rate:.2f} a second"
         )
+        started, revision = datetime.now(UTC).isoformat(timespec="seconds"), describe_revision()
         with self._server(run.policy) as server:
             watch = MetricsWatch(server.scrape) if server.tells_metrics else None
             with watch or nullcontext():
@@ -125,11 +155,24 @@ class _Bench:
         self.say(
             f"  {figures.finished} finished, {figures.requests_per_s:.2f} a second; {figures.attainment:.1%} in time"
         )
-        engine = None if watch is None else watch.counts
-        return ServeRow(run=run, figures=figures, engine=engine, others=others), report.outcomes
+        row = ServeRow(
+            run=run,
+            figures=figures,
+            engine=None if watch is None else watch.counts,
+            others=others,
+            started=started,
+            commit=revision.commit,
+            dirty=revision.dirty,
+            forced=self.forced,
+        )
+        kept = Kept(row=row, outcomes=report.outcomes)
+        self.journal.keep(kept)
+        return kept
 
     def capacity_per_s(self) -> float:
         """Requests a second of a closed loop, under the first policy, with as many adapters as the first run."""
+        if self.journal.capacity_per_s is not None:
+            return self.journal.capacity_per_s
         config = self.config
         first = plan_runs(config, 1.0)[0]
         workload = config.workload(1.0, first.adapters, self.vocab_size)
@@ -149,6 +192,7 @@ class _Bench:
                     f"no token came in {config.capacity_s:.0f} s; the first request said: {said}"
                 )
         self.say(f"  {found:.2f} requests a second")
+        self.journal.keep_capacity(found)
         return found
 
     def _trace(self, run: ServeRun) -> tuple[ServeRequest, ...]:
@@ -180,6 +224,7 @@ class _Bench:
             timeout_s=self.config.timeout_s,
             concurrency=concurrency,
             closed_s=closed_s,
+            drain_s=self.config.drain_s,
         )
 
     @contextmanager
@@ -201,13 +246,41 @@ class _Bench:
 
 
 @contextmanager
-def _bench(config: ServeBenchConfig, model: LlamaConfig, say: Say) -> Iterator[_Bench]:
+def _bench(
+    config: ServeBenchConfig, model: LlamaConfig, journal: Journal, forced: bool, say: Say
+) -> Iterator[_Bench]:
     """With the adapters on disk, as long as it is measured."""
-    with TemporaryDirectory(prefix="manylora-bench-") as folder:
+    with TemporaryDirectory(prefix="manylora-bench-") as temporary:
+        folder = config.adapters_folder or Path(temporary)
         if not config.url:
             say(f"writing {config.num_adapters} adapters")
-            write_adapters(Path(folder), base_sites(model), config.num_adapters, config.rank, config.seed)
-        yield _Bench(config, model.vocab_size, Path(folder), say)
+            _write_adapters(config, model, folder)
+        yield _Bench(config, model.vocab_size, folder, journal, forced, say)
+
+
+def _write_adapters(config: ServeBenchConfig, model: LlamaConfig, folder: Path) -> None:
+    """Write the adapters that are not there yet.
+
+    Raises:
+        ConfigError: those that are there are of another model, other ranks or another seed.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    note = folder / "made_for.json"
+    made_for = {"model": model.name, "ranks": list(config.rank), "seed": config.seed}
+    there = json.loads(note.read_text(encoding="utf-8")) if note.exists() else None
+    if there is None and any(folder.iterdir()):
+        raise ConfigError(
+            f"{folder} holds other things than random adapters; name another --adapters-folder"
+        )
+    if there not in (None, made_for):
+        raise ConfigError(
+            f"{folder} holds adapters made for {there}, this is {made_for}; remove it, or name another "
+            "--adapters-folder"
+        )
+    note.write_text(json.dumps(made_for) + "\n", encoding="utf-8")
+    # They are written in turn, each as a whole: where the last one is, all are.
+    if config.num_adapters and not (folder / adapter_name(config.num_adapters - 1)).exists():
+        write_adapters(folder, base_sites(model), config.num_adapters, config.rank, config.seed)
 
 
 def _explain(config: ServeBenchConfig, model: LlamaConfig, say: Say) -> Explained:

@@ -73,10 +73,17 @@ class LoadGenerator:
 
     async def _open_loop(self) -> None:
         """Each request at its time, however many are under way."""
+        asked: list[asyncio.Task[None]] = []
         async with asyncio.TaskGroup() as tasks:
             for request in self._job.requests:
                 await asyncio.sleep(request.at_s - self._now())
-                tasks.create_task(self._ask(request, request.at_s))
+                asked.append(tasks.create_task(self._ask(request, request.at_s)))
+            if self._job.drain_s is not None:
+                await asyncio.wait(asked, timeout=self._job.drain_s)
+                # Tasks begin in the order of their making, and all have begun by now.
+                for task, outcome in zip(asked, self._outcomes, strict=True):
+                    if outcome.first_s is None:
+                        task.cancel()
 
     async def _closed_loop(self, concurrency: int) -> None:
         """So many at a time; the end cuts off what is under way."""

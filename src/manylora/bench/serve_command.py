@@ -12,9 +12,10 @@ from manylora.bench.command import progress_lines
 from manylora.bench.records import records_folder, should_record
 from manylora.bench.serve import Measured, measure
 from manylora.bench.serve_config import ServeBenchConfig
+from manylora.bench.serve_journal import finish
 from manylora.bench.serve_plots import plot_all
 from manylora.bench.serve_report import json_line, print_result
-from manylora.bench.serve_result import ServeResult
+from manylora.bench.serve_result import ServeResult, settings_digest
 from manylora.errors import ConfigError
 from manylora.training.aside import write_text_aside
 
@@ -37,15 +38,16 @@ def bench_serve(config: ServeBenchConfig) -> None:
         _write(measured, config.out)
     if folder is not None and should_record(measured.result):
         write_text_aside(record_file(measured.result, folder), _indented(measured.result))
+    if config.out is not None:
+        finish(config.out)  # all that it held is kept by now
     print(json_line(measured.result))
 
 
 def record_file(result: ServeResult, folder: Path) -> Path:
-    """Where a record is kept: one of each kind and number of adapters a day and machine, the newest."""
-    name = (
-        f"{result.started[:10]}_{result.machine.slug}_serve-{result.kind}-{result.config.num_adapters}.json"
-    )
-    return folder / name
+    """Where a record is kept: one of equal settings a day and machine, the newest."""
+    config = result.config
+    name = f"{result.started[:10]}_{result.machine.slug}_serve-{result.kind}-{config.num_adapters}"
+    return folder / f"{name}-{settings_digest(config)}.json"
 
 
 def _write(measured: Measured, folder: Path) -> None:

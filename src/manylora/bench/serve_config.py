@@ -18,7 +18,7 @@ BENCH_POLICIES = {
 }
 """Policies to compare with, which the server does not offer by a name: where their classes are."""
 
-_OF_A_STARTED_SERVER = ("policies", "rank", "serve_options")
+_OF_A_STARTED_SERVER = ("policies", "rank", "serve_options", "adapters_folder")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +49,9 @@ class ServeBenchConfig:
 
     rank: tuple[int, ...] = (16,)
     """Ranks of the random adapters, dealt out in turn."""
+
+    adapters_folder: Path | None = None
+    """Where the random adapters lie; those that do not yet are written there. None: a folder that goes with the run."""
 
     rate: tuple[float, ...] = ()
     """A run for each rate, in requests a second. Empty: `load` times the capacity, which is measured first."""
@@ -93,8 +96,12 @@ class ServeBenchConfig:
     timeout_s: float = 600.0
     """A request that has not ended by then has failed."""
 
+    drain_s: float | None = None
+    """So long after the last arrival, cut off who has no token yet; who is late already. None: wait for everybody."""
+
     out: Path | None = None
-    """Folder for result.json, outcomes.jsonl and the plots. None: they are not written."""
+    """Folder for result.json, outcomes.jsonl and the plots, and for the runs that are done of a measurement that is
+    not: the same command goes on with it. None: nothing is written."""
 
     force: bool = False
     """Measure even if other processes load the machine; the result is marked."""
@@ -121,6 +128,11 @@ class ServeBenchConfig:
             raise ConfigError(f"rank must list ranks of at least 1, got {list(self.rank)}")
         if any(not value > 0 for value in (*self.rate, *self.load)) or any(n < 0 for n in self.rows):
             raise ConfigError("rate and load must be above 0, rows 0 or more")
+        if self.drain_s is not None and self.drain_s < self.slo_s:
+            raise ConfigError(
+                f"drain_s must be at least slo_s ({self.slo_s:g}), got {self.drain_s:g}: else some who "
+                "are cut off could still be in time"
+            )
         self._check_together()
 
     def _check_together(self) -> None:

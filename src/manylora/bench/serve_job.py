@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 MISSED = "not finished when the measurement ended"
-"""Error of a request that the closed loop cut off."""
+"""Error of a request that was cut off."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +54,9 @@ class Job:
     requests over again where they run out."""
 
     closed_s: float = 0.0
+
+    drain_s: float | None = None
+    """Of the open loop: so long after the last arrival, requests without a token are cut off. None: none is."""
 
 
 @dataclass

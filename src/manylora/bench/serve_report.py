@@ -21,7 +21,7 @@ def json_line(result: ServeResult) -> str:
 
 def print_result(result: ServeResult, console: Console | None = None) -> None:
     """Print every run, what the kind of measurement asks beside it, and what the figures rest on."""
-    console = console or (Console() if sys.stdout.isatty() else Console(width=170))
+    console = console or (Console() if sys.stdout.isatty() else Console(width=180))
     console.print(_runs_table(result))
     if result.kind == "tenants":
         console.print(_tenants_table(result))
@@ -76,7 +76,7 @@ def _runs_table(result: ServeResult) -> Table:
         "satis-\nfaction",
         "first token, s\nmean / p50 / p95 / p99",
         "per token, ms\np50 / p95",
-        "429 / 503\n/ failed",
+        "429 / 503\n/ cut / failed",
         "Jain,\nadapters",
     )
     for row in result.rows:
@@ -88,11 +88,11 @@ def _runs_table(result: ServeResult) -> Table:
             f"{row.run.rate:.2f}",
             f"{figures.requests_per_s:.2f}",
             f"{figures.tokens_per_s:.1f}",
-            f"{figures.attainment:.1%}",
+            f"{figures.attainment:.1%}\n{_shares(figures.attainment_interval)}",
             f"{figures.satisfaction:.2f}",
             _seconds(figures.ttft),
             f"{_ms(figures.tpot.p50_s)} / {_ms(figures.tpot.p95_s)}",
-            f"{figures.refused_429} / {figures.refused_503} / {figures.failed}",
+            f"{figures.refused_429} / {figures.refused_503}\n/ {figures.cut_off} / {figures.failed}",
             _number(figures.fairness_adapters, 2),
         )
     return table
@@ -179,7 +179,7 @@ def _notes(result: ServeResult) -> Iterator[str]:
     if result.forced:
         yield "The machine was busy: these figures mean little."
     yield f"{result.command}"
-    yield f"commit {result.commit}{' with changes' if result.dirty else ''}; {result.machine.cpu}"
+    yield f"commit {', '.join(result.commits)}{' with changes' if result.dirty else ''}; {result.machine.cpu}"
 
 
 def _step_s(row: ServeRow) -> float | None:
@@ -188,6 +188,10 @@ def _step_s(row: ServeRow) -> float | None:
 
 def _range(given: tuple[int, ...]) -> str:
     return f"{given[0]} to {given[1] - 1}"
+
+
+def _shares(interval: tuple[float, float]) -> str:
+    return f"{100 * interval[0]:.0f}-{100 * interval[1]:.0f}%"
 
 
 def _seconds(latency: Latency) -> str:

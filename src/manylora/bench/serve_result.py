@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +53,15 @@ class ServeRow:
     others: ForeignLoad
     """What others took of the machine meanwhile; a server that was not started here is one of them."""
 
+    started: str
+    """UTC, ISO 8601."""
+
+    commit: str
+    """Of the code that ran: a measurement that was interrupted may go on at another."""
+
+    dirty: bool
+    forced: bool
+
 
 @dataclass(frozen=True, kw_only=True)
 class Explained:
@@ -82,13 +93,22 @@ class ServeResult:
     config: ServeBenchConfig
     command: str
     commit: str
+    """Of the last row; each row has its own."""
+
     dirty: bool
+    """In any row."""
+
     started: str
-    """UTC, ISO 8601."""
+    """UTC, ISO 8601: of the first row."""
 
     machine: Machine
     forced: bool
-    """The machine was busy, and --force measured all the same."""
+    """The machine was busy, in any row, and --force measured all the same."""
+
+    @property
+    def commits(self) -> list[str]:
+        """Of all rows, in the order of measuring."""
+        return list(dict.fromkeys(row.commit for row in sorted(self.rows, key=lambda row: row.started)))
 
     def to_json(self) -> dict[str, Any]:
         values = asdict(self)
@@ -101,7 +121,19 @@ def told(config: ServeBenchConfig) -> dict[str, Any]:
     """The settings, without keys and without where things lie on somebody's machine."""
     model = Path(config.model).name if Path(config.model).exists() else config.model
     values = asdict(replace(config, model=model, api_key=()))
-    return {**values, "out": None, "url": "a running server" if config.url else ""}
+    return {**values, "out": None, "adapters_folder": None, "url": "a running server" if config.url else ""}
+
+
+def settings_of(config: ServeBenchConfig) -> dict[str, Any]:
+    """What was measured, without what is done with the result: equal settings are one measurement."""
+    left_out = ("force", "record", "json", "out", "adapters_folder")
+    return {name: value for name, value in told(config).items() if name not in left_out}
+
+
+def settings_digest(config: ServeBenchConfig) -> str:
+    """Short enough for a file name."""
+    text = json.dumps(settings_of(config), sort_keys=True)
+    return sha256(text.encode()).hexdigest()[:8]
 
 
 def command_line(config: ServeBenchConfig) -> str:
@@ -109,7 +141,7 @@ def command_line(config: ServeBenchConfig) -> str:
     values = told(config)
     parts = ["manylora", "bench", "serve", "--model", str(values["model"])]
     for field in fields(config):
-        if field.name in ("model", "url", "api_key", "out", "record", "json", "force"):
+        if field.name in ("model", "url", "api_key", "out", "adapters_folder", "record", "json", "force"):
             continue
         value = getattr(config, field.name)
         if value != field.default:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
@@ -9,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from manylora.bench.serve_job import Outcome, Report
+from manylora.bench.serve_job import MISSED, Outcome, Report
 
 INPUT_PRICE = 1
 OUTPUT_PRICE = 2
@@ -24,13 +25,16 @@ class Latency:
     p50_s: float | None
     p95_s: float | None
     p99_s: float | None
+    p95_interval_s: tuple[float, float] | None = None
+    """95 % confidence, from the values that stand about that place in order; None of too few."""
 
     @classmethod
     def of(cls, seconds: Iterable[float | None]) -> Latency:
         values = [value for value in seconds if value is not None]
         if not values:
             return cls(None, None, None, None)
-        return cls(float(np.mean(values)), *map(float, np.percentile(values, (50, 95, 99))))
+        p50, p95, p99 = map(float, np.percentile(values, (50, 95, 99)))
+        return cls(float(np.mean(values)), p50, p95, p99, p95_interval(values))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +63,9 @@ class ServeFigures:
     refused_503: int
     """The deadline could not be kept."""
 
+    cut_off: int
+    """Without a token when the measurement ended, long after their time."""
+
     failed: int
     """All others."""
 
@@ -77,6 +84,9 @@ class ServeFigures:
 
     attainment: float
     """Share of all requests that finished and whose first token came within the SLO."""
+
+    attainment_interval: tuple[float, float]
+    """95 % confidence, were requests drawn anew (Wilson 1927)."""
 
     satisfaction: float
     """Mean of 1 - (first-token latency / SLO)^2, 0 for the others: S-LoRA's reward."""
@@ -102,6 +112,8 @@ def figures_of(report: Report, slo_s: float) -> ServeFigures:
     outcomes = report.outcomes
     done = [outcome for outcome in outcomes if outcome.finished]
     refused = {status: sum(o.status == status for o in outcomes) for status in (429, 503)}
+    cut_off = sum(outcome.error == MISSED for outcome in outcomes)
+    in_time = sum(_attains(outcome, slo_s) for outcome in outcomes)
     # What comes in the last moments cannot be served while the load lasts, however fair the server.
     until_s = max(outcome.planned_s for outcome in outcomes)
     settled = [outcome for outcome in outcomes if outcome.planned_s <= until_s - slo_s]
@@ -110,13 +122,15 @@ def figures_of(report: Report, slo_s: float) -> ServeFigures:
         finished=len(done),
         refused_429=refused[429],
         refused_503=refused[503],
-        failed=len(outcomes) - len(done) - sum(refused.values()),
+        cut_off=cut_off,
+        failed=len(outcomes) - len(done) - sum(refused.values()) - cut_off,
         wall_s=report.wall_s,
         requests_per_s=len(done) / report.wall_s,
         tokens_per_s=sum(outcome.num_tokens for outcome in done) / report.wall_s,
         ttft=Latency.of(outcome.ttft_s for outcome in outcomes),
         tpot=Latency.of(outcome.tpot_s for outcome in outcomes),
-        attainment=attainment(outcomes, slo_s),
+        attainment=in_time / len(outcomes),
+        attainment_interval=share_interval(in_time, len(outcomes)),
         satisfaction=float(np.mean([_reward(outcome, slo_s) for outcome in outcomes])),
         fairness_adapters=fairness(settled, lambda outcome: outcome.adapter, until_s),
         fairness_tenants=fairness(settled, lambda outcome: outcome.tenant, until_s),
@@ -131,6 +145,40 @@ def figures_of(report: Report, slo_s: float) -> ServeFigures:
 def attainment(outcomes: Sequence[Outcome], slo_s: float) -> float:
     """Share of the requests that finished and whose first token came within `slo_s`; of no request, 0."""
     return sum(_attains(outcome, slo_s) for outcome in outcomes) / max(len(outcomes), 1)
+
+
+def share_interval(num: int, of: int, z: float = 1.96) -> tuple[float, float]:
+    """95 % confidence of a share, `num` of `of`; narrow where all or none are, never beyond 0 and 1.
+
+    Source:
+        Wilson 1927, "Probable inference, the law of succession, and statistical inference".
+    """
+    share = num / of
+    middle = (share + z**2 / (2 * of)) / (1 + z**2 / of)
+    half = z / (1 + z**2 / of) * math.sqrt(share * (1 - share) / of + z**2 / (4 * of**2))
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def p95_interval(values: Sequence[float]) -> tuple[float, float] | None:
+    """95 % confidence of the 95th percentile, whatever the distribution: two of the values. None of too few.
+
+    How many of n values lie above the percentile is binomial; so it lies between those values, counted from the
+    greatest, that are at this count's 2.5 and 97.5 % points.
+    """
+    n = len(values)
+    at_most = np.cumsum([_binomial(n, above, 0.05) for above in range(n // 4)])
+    fewest = int(np.searchsorted(at_most, 0.025, side="right")) - 1  # with so few above at most: 2.5 %
+    most = int(np.searchsorted(at_most, 0.975))
+    if fewest < 0:  # not even the greatest value is surely beyond it
+        return None
+    ordered = sorted(values)
+    return ordered[n - most - 1], ordered[n - fewest - 1]
+
+
+def _binomial(n: int, k: int, share: float) -> float:
+    """Chance of k in n; by logarithms, since the factors are beyond what a float can hold."""
+    ways = math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
+    return math.exp(ways + k * math.log(share) + (n - k) * math.log1p(-share))
 
 
 def capacity(outcomes: Sequence[Outcome], begin_s: float, end_s: float, mean_output_tokens: float) -> float:
