@@ -112,7 +112,13 @@ def store_rank_rows(
 
     shuffle: scatter single rows over the pages at multiples of their itemsize; else they are packed in order.
     """
-    flat = [row.contiguous() for site in sites for matrix in site for row in matrix]
+    # Copied, for the stride of a single value is anything, and then its bytes cannot be viewed.
+    flat = [
+        row.clone(memory_format=torch.contiguous_format)
+        for site in sites
+        for matrix in site
+        for row in matrix
+    ]
     offsets = _scatter(flat, page_bytes, shuffle) if shuffle else _pack(flat, page_bytes)
     num_pages = max(offsets, default=0) // page_bytes + 2
     pages = torch.full((num_pages, page_bytes), POISON, dtype=torch.uint8)

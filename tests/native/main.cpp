@@ -1,0 +1,72 @@
+// Runs the native kernels of every instruction set that this processor has, without Python, on memory of exact size:
+// built with AddressSanitizer and UndefinedBehaviorSanitizer, a stray read or write ends it. What is right is computed
+// in double, in plain loops.
+//
+//     manylora_native_tests [ROUNDS [SEED]]
+//     manylora_native_tests without KERNEL      the kernel does nothing: failures must be found
+//     manylora_native_tests stray               reads beyond a block: the sanitizer must end it
+
+#include <string>
+
+#include "check.hpp"
+
+namespace {
+
+std::vector<const manylora::Kernels*> supported() {
+  std::vector<const manylora::Kernels*> sets = {&manylora::kPortableKernels};
+#if defined(MANYLORA_X86)
+  __builtin_cpu_init();
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"))
+    sets.push_back(&manylora::kAvx2Kernels);
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+      __builtin_cpu_supports("avx512dq")) {
+    sets.push_back(&manylora::kAvx512Kernels);
+    if (__builtin_cpu_supports("avx512vnni")) sets.push_back(&manylora::kAvx512VnniKernels);
+  }
+#endif
+  return sets;
+}
+
+// The table with a kernel that leaves its output as it is.
+manylora::Kernels without(const manylora::Kernels& kernels, const std::string& name) {
+  manylora::Kernels broken = kernels;
+  if (name == "shrink") broken.shrink = [](auto...) {};
+  else if (name == "expand") broken.expand = [](auto...) {};
+  else if (name == "attend") broken.attend = [](auto...) {};
+  else if (name == "rotate") broken.rotate = [](auto...) {};
+  else if (name == "write_kv") broken.write_kv = [](auto...) {};
+  else if (name == "add_rms_norm") broken.add_rms_norm = [](auto...) {};
+  else if (name == "silu_mul") broken.silu_mul = [](auto...) {};
+  else if (name == "int8_product") broken.int8_product = [](auto...) {};
+  else std::printf("no kernel %s\n", name.c_str()), std::exit(2);
+  return broken;
+}
+
+void run(const manylora::Kernels& kernels, int rounds, uint32_t seed) {
+  manylora::test::Random random(seed);  // the same cases for each instruction set
+  for (int round = 0; round < rounds; round++) {
+    manylora::test::test_lora(kernels, random);
+    manylora::test::test_attention(kernels, random);
+    manylora::test::test_rows(kernels, random);
+    manylora::test::test_int8(kernels, random);
+    manylora::test::test_place(random);
+  }
+  std::printf("%s: %d rounds\n", kernels.isa, rounds);
+}
+
+}  // namespace
+
+int main(int count, char** arguments) {
+  const std::string first = count > 1 ? arguments[1] : "40";
+  if (first == "stray") {
+    const manylora::test::Block<float> block(3);
+    std::printf("read %g\n", block[count + 1]);  // count is 2: one beyond the last
+  } else if (first == "without" && count > 2) {
+    for (const manylora::Kernels* kernels : supported()) run(without(*kernels, arguments[2]), 5, 1);
+  } else {
+    const uint32_t seed = count > 2 ? static_cast<uint32_t>(std::atoi(arguments[2])) : 1;
+    for (const manylora::Kernels* kernels : supported()) run(*kernels, std::atoi(first.c_str()), seed);
+  }
+  std::printf("%ld failures\n", static_cast<long>(manylora::test::failures));
+  return manylora::test::failures == 0 ? 0 : 1;
+}
