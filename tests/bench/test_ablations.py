@@ -19,6 +19,7 @@ from manylora.bench.split_pool import SplitMemory
 from manylora.bench.steptime import SlowLibrary
 from manylora.errors import CapacityError, ConfigError
 from manylora.kernels import native, ops
+from manylora.lora.adapter import AdapterId
 from manylora.models.loading import load_model
 from manylora.models.lora_batch import Item, LoraBatchBuilder
 from manylora.text import engine as engine_module
@@ -26,7 +27,8 @@ from tests.bench.conftest import job_of, trace_of
 
 
 def items() -> list[Item]:
-    a, b = (("a", 1.0),), (("a", 0.5), ("b", 1.0))
+    first, second = AdapterId("a"), AdapterId("b")
+    a, b = ((first, 1.0),), ((first, 0.5), (second, 1.0))
     return [Item(0, 2, a), Item(2, 3, b), Item(3, 5, ()), Item(5, 9, a)]
 
 
@@ -41,10 +43,10 @@ def test_ungrouped_adapters_have_a_segment_for_each_item():
 
 
 def test_parts_are_replaced_for_a_while():
-    before = engine_module.LoraBatchBuilder
+    before = vars(engine_module)["LoraBatchBuilder"]
     with replaced({"manylora.text.engine:LoraBatchBuilder": UngroupedBuilder}):
-        assert engine_module.LoraBatchBuilder is UngroupedBuilder
-    assert engine_module.LoraBatchBuilder is before
+        assert vars(engine_module)["LoraBatchBuilder"] is UngroupedBuilder
+    assert vars(engine_module)["LoraBatchBuilder"] is before is LoraBatchBuilder
 
 
 @pytest.mark.skipif(not native.AVAILABLE, reason="there are no native kernels here")

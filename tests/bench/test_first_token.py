@@ -1,7 +1,7 @@
 """The first token of an adapter never read: measured for what it is, and shown where it is slow."""
 
 import json
-from functools import partial
+from typing import Any
 
 import pytest
 
@@ -10,7 +10,9 @@ from manylora.bench.first_token_config import FirstTokenConfig
 from manylora.bench.steptime import SlowLibrary
 from manylora.errors import ConfigError
 
-CONFIG = dict(samples=6, rank=2, prompt_tokens=5, in_pool=3, threads=1, force=True, record=False)
+CONFIG: dict[str, Any] = dict(
+    samples=6, rank=2, prompt_tokens=5, in_pool=3, threads=1, force=True, record=False
+)
 
 NAMES = """bench cold warm p50_ratio p99_ratio adapter_bytes adapter_loads adapter_evictions commit dirty started
     config machine load forced""".split()
@@ -54,8 +56,8 @@ def test_the_names_of_a_record_are_frozen_and_no_path_is_in_it(result, tiny_mode
 def test_a_record_is_kept_by_day_machine_and_dtype(result, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(first_token_command, "run", lambda config, report: result)
     monkeypatch.setattr(first_token_command, "records_folder", lambda: tmp_path)
-    keep = partial(first_token_command.should_record, result)
-    assert not keep()
+    first_token_command.bench_first_token(FirstTokenConfig(model="m"))
+    assert not list(tmp_path.iterdir())
     monkeypatch.setattr(first_token_command, "should_record", lambda _: True)
     first_token_command.bench_first_token(FirstTokenConfig(model="m"))
     (file,) = tmp_path.iterdir()

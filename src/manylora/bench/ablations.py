@@ -7,7 +7,7 @@ place of the engine's own.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import wait
+from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
@@ -85,7 +85,8 @@ class BlockingLoader(AdapterLoader):
 
     def poll(self) -> dict[AdapterKey, Exception]:
         failures = super().poll()
-        wait([*self._reading.values(), *self._copying.values()])
+        under_way: list[Future[Any]] = [*self._reading.values(), *self._copying.values()]
+        wait(under_way)
         return failures | super().poll()
 
 

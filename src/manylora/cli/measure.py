@@ -57,7 +57,7 @@ def register(app: typer.Typer) -> None:
 
     @command(group, "first-token", FirstTokenConfig)
     def first_token(**values: Any) -> None:
-        """Time first tokens on adapters that were never read, and on warm ones. The last line printed is one JSON object.
+        """Time first tokens on adapters never read before, and on warm ones. The last line printed is one JSON object.
 
         Example:
 
