@@ -15,7 +15,7 @@ from manylora.text.pace import Pace
 from manylora.text.params import SamplingParams
 from manylora.text.policies import make_policy
 from manylora.text.policy import EngineView, FirstComeFirstServed, Policy
-from manylora.text.policy_slo import FirstTokenDeadline
+from manylora.text.policy_slo import PLANNED_EACH_STEP, FirstTokenDeadline
 from manylora.text.scheduler import Scheduled
 from manylora.text.sequence import Request, Sequence
 from tests.text.simulation import SLO_S, Job, Outcome, Simulation, attainment, gamma_trace
@@ -138,6 +138,27 @@ def test_what_loads_take_is_asked_once_of_each_request_however_many_steps_it_wai
     assert asked == [0, 1, 2]
     assert order(by, waiting[1:], 0.3) == [1, 2]
     assert len(by._entries) == 2, "who has left must not be remembered"
+
+
+def test_where_many_wait_a_plan_stands_for_several_steps() -> None:
+    by = policy()
+    crowd = [
+        sequence(number, 1, 1, at=number / 1000, within=60) for number in range(2 * PLANNED_EACH_STEP + 1)
+    ]
+    assert order(by, crowd)[:3] == [0, 1, 2]
+    late, urgent, preempted = (
+        sequence(1000, 1, 1, within=1),
+        sequence(1001, 1, 1, within=9),
+        sequence(1002, 1, 1),
+    )
+    preempted.num_cached = 0
+    for _ in range(2):
+        arrivals = order(by, [*crowd[1:], late, urgent, preempted], 2.0)
+        assert [arrivals[0], arrivals[1], *arrivals[-2:]] == [1002, 1, 1000, 1001], (
+            "0 runs; the newest go last"
+        )
+    assert refused(by, [*crowd[1:], late, urgent, preempted], 2.0).keys() == {1000}
+    assert [one.request.arrival for one in by.order([*crowd[1:], urgent], [])][:2] == [1001, 1]
 
 
 def test_before_any_step_was_seen_nobody_is_refused_too_early() -> None:
