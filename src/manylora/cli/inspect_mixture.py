@@ -48,7 +48,7 @@ def inspect_on_base(
     from manylora.models.tokenizer import load_tokenizer
     from manylora.models.verdict import judge
 
-    texts = PROBE_TEXTS if texts_file is None else _read_texts(texts_file)
+    texts = PROBE_TEXTS if texts_file is None else read_texts(texts_file)
     config = load_config(base)
     for adapter in adapters:  # before the weights are read
         check_fits(adapter, base_sites(config), config.name)
@@ -61,9 +61,18 @@ def inspect_on_base(
 
 def mixture_facts(found: Inspection) -> dict[str, Any]:
     """Return everything as JSON holds it; what is not finite is null."""
-    weights, verdict = found.weights, found.verdict
     facts = {
         "mixture": found.mixture,
+        **weight_facts(found.weights),
+        "probes": None if found.probes is None else asdict(found.probes),
+        "verdict": None if found.verdict is None else verdict_facts(found.verdict),
+    }
+    cleaned: dict[str, Any] = finite(facts)
+    return cleaned
+
+
+def weight_facts(weights: WeightDiagnosis) -> dict[str, Any]:
+    return {
         "norm": weights.frobenius,
         "relative_norm": weights.relative,
         "sites": [
@@ -71,36 +80,37 @@ def mixture_facts(found: Inspection) -> dict[str, Any]:
             for site in weights.sites
         ],
         "pairs": [asdict(pair) for pair in weights.pairs],
-        "probes": None if found.probes is None else asdict(found.probes),
-        "verdict": None
-        if verdict is None
-        else {
-            "level": str(verdict.level),
-            "findings": [{**asdict(finding), "level": str(finding.level)} for finding in verdict.findings],
-            "remarks": list(verdict.remarks),
-        },
     }
-    cleaned: dict[str, Any] = _finite(facts)
-    return cleaned
+
+
+def verdict_facts(verdict: Verdict) -> dict[str, Any]:
+    return {
+        "level": str(verdict.level),
+        "findings": [{**asdict(finding), "level": str(finding.level)} for finding in verdict.findings],
+        "remarks": list(verdict.remarks),
+    }
 
 
 def print_mixture(found: Inspection, top: int) -> None:
     console = Console(highlight=False, soft_wrap=True)
     console.print(f"[bold]{escape(found.mixture)}[/]\n")
-    console.print(_site_table(found.weights, top))
+    console.print(site_table(found.weights, top))
     if found.weights.pairs:
-        console.print(_pair_table(found.weights, top))
+        console.print(pair_table(found.weights, top))
     if found.probes is None or found.verdict is None:
         console.print("No verdict: what a mixture does to a model shows only on the model; give --base.")
         return
     console.print(_probe_table(found.probes, found.weights))
-    level = found.verdict.level
-    console.print(f"Verdict: [bold {COLOURS[level]}]{level}[/]")
-    for line in (*map(str, found.verdict.findings), *found.verdict.remarks):
+    print_verdict(console, found.verdict)
+
+
+def print_verdict(console: Console, verdict: Verdict) -> None:
+    console.print(f"Verdict: [bold {COLOURS[verdict.level]}]{verdict.level}[/]")
+    for line in (*map(str, verdict.findings), *verdict.remarks):
         console.print(f"  - {escape(line)}")
 
 
-def _site_table(weights: WeightDiagnosis, top: int) -> Table:
+def site_table(weights: WeightDiagnosis, top: int) -> Table:
     whole = "" if weights.relative is None else f" = {weights.relative:.2%} of the base's"
     title = f"Summed delta: norm {weights.frobenius:.3g}{whole}, over {len(weights.sites)} sites"
     table = Table(title=title)
@@ -125,7 +135,7 @@ def _site_row(site: SiteDelta) -> list[str]:
     ]
 
 
-def _pair_table(weights: WeightDiagnosis, top: int) -> Table:
+def pair_table(weights: WeightDiagnosis, top: int) -> Table:
     table = Table("pair", "sites", "cosine", "largest of a site", "columns", "rows")
     table.title = "Pairs: cosine of deltas; overlap of column and row spaces less that of random ones"
     for pair in weights.pairs[:top]:
@@ -158,7 +168,8 @@ def _change_row(change: Change) -> list[str]:
     ]
 
 
-def _read_texts(file: Path) -> list[str]:
+def read_texts(file: Path) -> list[str]:
+    """Return the lines of a file of probe texts that are not empty."""
     try:
         texts = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
@@ -168,9 +179,10 @@ def _read_texts(file: Path) -> list[str]:
     return texts
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """Return the value with null for what JSON has no number for."""
     if isinstance(value, dict):
-        return {key: _finite(of) for key, of in value.items()}
+        return {key: finite(of) for key, of in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(of) for of in value]
+        return [finite(of) for of in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,93 @@
+"""`manylora inspect` on a tiny diffusion model: verdict, repair, plot, and which LoRA is taken for the acceleration."""
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from manylora import save_adapter
+from manylora.cli.app import app
+from manylora.errors import ConfigError
+from manylora.models.diffusion_base import load_diffusion_base
+from manylora.models.tiny_diffusion import tiny_sd
+from tests.image.pictures import random_adapter
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder: Path = tmp_path_factory.mktemp("inspect-image")
+    base = load_diffusion_base(tiny_sd(folder / "base", prediction="v_prediction"))
+    for seed, name in enumerate(("lcm", "style", "team/other")):
+        save_adapter(random_adapter(base, seed), folder / "loras" / name, "diffusers")
+    (folder / "loras" / "lcm" / "distill.json").write_text("{}")
+    return folder
+
+
+def run(root: Path, *arguments: object) -> str:
+    given = ["inspect", "--base", root / "base", "--adapters", root / "loras", *arguments]
+    result = CliRunner(env={"COLUMNS": "200"}).invoke(app, [*map(str, given)], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def test_a_mixture_is_judged_beside_its_acceleration(root: Path) -> None:
+    output = run(root, "lcm", "style:0.01", "team/other:0.01", "--top", 3)
+    for expected in (
+        "Verdict: fine",
+        "against lcm:1",
+        "style alone",
+        "other alone",
+        "broken above",
+        "of base",
+    ):
+        assert expected in output
+    facts = json.loads(run(root, "lcm", "style:0.01", "team/other:0.01", "--json"))
+    assert facts["probe"]["reference"] == "lcm:1"
+    assert facts["parts"] == ["other", "style"]
+    assert facts["verdict"]["level"] == "fine"
+    assert len(facts["pairs"]) == 3
+    assert 0 < facts["relative_norm"] < 1
+    assert facts["repair"] is None
+    alone = json.loads(run(root, "style:0.01", "--json"))
+    assert alone["probe"]["reference"] == "base"
+    named = json.loads(run(root, "lcm:0.01", "style:0.01", "--fast", "style", "--json"))
+    assert (named["probe"]["reference"], named["parts"]) == ("style:0.01", ["lcm"])
+    accelerated = json.loads(run(root, "lcm", "--json"))
+    assert (accelerated["probe"]["reference"], accelerated["parts"]) == ("base", ["lcm"])
+
+
+def test_a_broken_mixture_gets_a_proposal(root: Path) -> None:
+    broken = ("lcm", "style:3", "team/other:3")
+    assert "Verdict: broken" in run(root, *broken)
+    facts = json.loads(run(root, *broken, "--repair", "--json"))
+    assert facts["verdict"]["level"] == "broken"
+    proposed = facts["repair"]
+    assert 0.25 <= proposed["factor"] < 1
+    assert proposed["mixture"].startswith("other:")
+    assert "Repair:" in run(root, *broken, "--repair")
+    assert "Repair: none needed" in run(root, "lcm", "style:0.01", "--repair")
+
+
+def test_the_evidence_is_drawn(root: Path, tmp_path: Path) -> None:
+    run(root, "lcm", "style:0.5", "team/other:0.5", "--plot", tmp_path / "plots" / "evidence.png")
+    with Image.open(tmp_path / "plots" / "evidence.png") as image:
+        assert image.width > 1000
+        assert len(image.convert("RGB").getcolors(1 << 20) or []) > 50
+
+
+def test_own_captions(root: Path, tmp_path: Path) -> None:
+    (tmp_path / "captions.txt").write_text("a cat\n\nthe sun\n")
+    facts = json.loads(run(root, "style:0.5", "--probes", tmp_path / "captions.txt", "--json"))
+    assert facts["probe"]["num_rows"] == 8
+    assert facts["probe"]["mixture"] != json.loads(run(root, "style:0.5", "--json"))["probe"]["mixture"]
+
+
+def test_what_is_for_pictures_is_refused_elsewhere(root: Path) -> None:
+    with pytest.raises(ConfigError, match="for pictures"):
+        CliRunner().invoke(
+            app, ["inspect", str(root / "loras" / "style"), "--repair"], catch_exceptions=False
+        )
+    with pytest.raises(ConfigError, match="is not in the mixture"):
+        run(root, "lcm", "style", "--fast", "other")
