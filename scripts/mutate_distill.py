@@ -65,7 +65,7 @@ MUTATIONS = [
         "distill/objective.py",
         "level, to = self.schedule.level(t, z), self.schedule.level(t_landing, z)",
         "level, to = self.schedule.level(t, z), self.schedule.level(t_landing, z)\n"
-        "        last = _by_row(t_landing == 0, z)\n"
+        "        last = by_row(t_landing == 0, z)\n"
         "        to = NoiseLevel(to.signal.masked_fill(last, 1.0), to.sigma.masked_fill(last, 0.0))",
     ),
     Mutation(

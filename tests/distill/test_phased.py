@@ -5,7 +5,6 @@ Errors are paired (same noise) and relative to the data's standard deviation.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -30,15 +29,20 @@ def objective(prediction: Prediction = Prediction.EPSILON, **settings: Any) -> P
     return PhasedObjective(SCHEDULE, prediction, config)
 
 
-def inputs(offset: int, rows: int = 4) -> tuple[Tensor, Tensor, Draw]:
-    """Rows in the phases 0, 1, 3, 4 of five, all so far above their starts."""
+def inputs(*index: int) -> tuple[Tensor, Tensor, Draw]:
+    """A row at each of these solver steps, of five phases of ten."""
+    rows = len(index)
     latents, condition = (torch.randn(rows, 2, dtype=torch.float64) for _ in range(2))
-    index = torch.tensor([0, 1, 3, 4]) * 10 + offset
-    return latents, condition, Draw(index, torch.randn_like(latents), torch.full((rows,), 1.5).double())
+    drawn = Draw(torch.tensor(index), torch.randn_like(latents), torch.full((rows,), 1.5).double())
+    return latents, condition, drawn
+
+
+ANYWHERE = (0, 1, 7, 9, 10, 24, 29, 41, 49)
+"""Steps at the start of a phase, a little above, in its middle and at its end."""
 
 
 def written_out(
-    student: Bent, latents: Tensor, condition: Tensor, draw: Draw, num_walked: int
+    student: Bent, latents: Tensor, condition: Tensor, draw: Draw, most_walked: int
 ) -> tuple[Tensor, Tensor]:
     """The student's jump and its target, from the formulas, row by row, on the grid -1, 19, .., 999 with 0 for -1."""
     found: list[Tensor] = []
@@ -58,7 +62,7 @@ def written_out(
         a = SCHEDULE.alpha_bar[times[i + 1]]
         z = a.sqrt() * latents[row] + (1 - a).sqrt() * draw.noise[row]
         found.append(jump(z, times[i + 1]))
-        for j in range(num_walked):
+        for j in range(min(most_walked, i % 10 + 1)):
             t, to = times[i + 1 - j], times[i - j]
             epsilon_c, epsilon_u = teacher(z[None], torch.tensor([t]), c)
             z = ddim(z, (1 + w) * epsilon_c[0] - w * epsilon_u[0], t, to)
@@ -66,13 +70,11 @@ def written_out(
     return torch.stack(found), torch.stack(wanted)
 
 
-@pytest.mark.parametrize(
-    ("teacher_steps", "offset", "num_walked"), [(1, 0, 1), (1, 9, 1), (3, 6, 3), (3, 1, 2), (None, 9, 10)]
-)
-def test_the_loss_is_the_formula(teacher_steps, offset, num_walked):
-    latents, condition, draw = inputs(offset)
+@pytest.mark.parametrize("teacher_steps", [1, 2, 3, 10, None])
+def test_the_loss_is_the_formula(teacher_steps):
+    latents, condition, draw = inputs(*ANYWHERE)
     student = Bent()
-    found, wanted = written_out(student, latents, condition, draw, num_walked)
+    found, wanted = written_out(student, latents, condition, draw, teacher_steps or 10)
     ours = objective(teacher_steps=teacher_steps).loss(student, teacher, student, latents, condition, draw)
     assert ours.item() > 1e-4
     assert_close(ours, (found - wanted).square().mean())
@@ -86,7 +88,7 @@ def test_the_loss_is_the_formula(teacher_steps, offset, num_walked):
 
 
 def test_the_target_has_no_gradient():
-    latents, condition, draw = inputs(4)
+    latents, condition, draw = inputs(*ANYWHERE)
     student = Bent()
     found, wanted = written_out(student, latents, condition, draw, 1)
     stopped = torch.autograd.grad(
@@ -102,8 +104,8 @@ def test_the_target_has_no_gradient():
 def test_the_target_is_the_average_that_was_named_until_the_teacher_walks_all_of_the_phase():
     student, average = Bent(), Bent()
     average.weight.data += 0.5
-    for teacher_steps, offset, is_asked in ((1, 4, True), (1, 0, False), (None, 9, False)):
-        latents, condition, draw = inputs(offset)
+    for teacher_steps, index, is_asked in ((1, (4, 24), True), (1, (0, 30), False), (None, (9, 49), False)):
+        latents, condition, draw = inputs(*index)
         losses = [
             objective(teacher_steps=teacher_steps).loss(student, teacher, target, latents, condition, draw)
             for target in (average, student)
@@ -111,16 +113,29 @@ def test_the_target_is_the_average_that_was_named_until_the_teacher_walks_all_of
         assert torch.equal(*losses) is not is_asked
 
 
+def test_the_teacher_is_asked_once_for_each_step_of_the_longest_walk():
+    calls = []
+
+    def counting(z: Tensor, t: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
+        calls.append(torch.is_grad_enabled())
+        return teacher(z, t, condition)
+
+    cases = ((1, ANYWHERE, 1), (3, (1, 20), 2), (3, (9, 0), 3), (None, (9, 49), 10))
+    for teacher_steps, index, wanted in cases:
+        latents, condition, draw = inputs(*index)
+        calls.clear()
+        objective(teacher_steps=teacher_steps).loss(Bent(), counting, Bent(), latents, condition, draw)
+        assert calls == [False] * wanted
+
+
 def test_a_jump_from_the_phases_start_goes_nowhere():
     """The boundary condition holds by itself, whatever the student says there."""
-    z = torch.randn(3, 2, dtype=torch.float64)
-    t = torch.tensor([199, 599, 0])
-    level = SCHEDULE.level(t, z)
-    phased = objective()
-    phased.start_t, phased.phase_start_t = t, t
-    jumped = phased._jump(Bent(), z, torch.arange(3), torch.zeros(3, 2).double(), torch.zeros(3).double())
-    assert (level.sigma > 0).all()
-    assert_close(jumped, z)
+    z, t = torch.randn(3, 2, dtype=torch.float64), torch.tensor([199, 599, 0])
+    assert (SCHEDULE.level(t, z).sigma > 0).all()
+    nothing = torch.zeros(3, 2).double(), torch.zeros(3).double()
+    assert_close(objective()._jump(Bent(), z, t, t, *nothing), z)
+    elsewhere = torch.tensor([99, 499, 0])
+    assert not torch.allclose(objective()._jump(Bent(), z, t, elsewhere, *nothing)[:2], z[:2])
 
 
 @pytest.mark.parametrize(
@@ -148,19 +163,16 @@ def test_it_is_sampled_as_pictures_are_made_with_ddim():
     assert torch.equal(found, made)
 
 
-def test_draws_stand_equally_far_in_phases_of_their_own():
-    latents = torch.zeros(64, 2)
-    generator = torch.Generator().manual_seed(3)
-    walking = [objective(teacher_steps=2).draw(latents, generator).index for _ in range(100)]
-    assert all(len((index % 10).unique()) == 1 for index in walking)
-    assert {int(index[0]) % 10 for index in walking} == set(range(10))
-    assert sorted(set((walking[0] // 10).tolist())) == list(range(5))
-    whole = objective().draw(latents, generator).index
+def test_draws_are_of_all_steps_or_of_the_ends_of_phases():
+    latents = torch.zeros(2000, 2)
+    walking = objective(teacher_steps=2).draw(latents, torch.Generator().manual_seed(3))
+    assert sorted(set(walking.index.tolist())) == list(range(50))
+    whole = objective().draw(latents, torch.Generator().manual_seed(3)).index
     assert sorted(set(whole.tolist())) == [9, 19, 29, 39, 49]
     again, other = (
         objective(teacher_steps=2).draw(latents, torch.Generator().manual_seed(seed)) for seed in (3, 4)
     )
-    assert torch.equal(again.index, walking[0])
+    assert torch.equal(again.index, walking.index)
     assert not torch.equal(again.noise, other.noise)
 
 
@@ -238,27 +250,14 @@ def test_each_phase_alone_is_the_teachers_steps_through_it():
     phased = objective(Prediction.V, guidance_scale=gaussians.GUIDANCE_SCALE, teacher_steps=1)
     student = AffineStudent(2)
     distil_by_adam(phased, student, gaussians.TEACHER, num_steps=3000)
+    w = torch.full((4000,), gaussians.GUIDANCE_SCALE - 1).double()
     for index in (9, 19, 29, 39, 49):
         z = gaussian_flow(gaussians.EXACT, gaussians.noise(), 999, int(phased.start_t[index]))
         rows = torch.full((len(z),), index)
-        found = phased._jump(student, z, rows, None, torch.full((len(z),), 2.0).double()).detach()
-        wanted = z
-        for at in range(index, index - 10, -1):
-            here = torch.full((len(z),), at)
-            wanted = phased._solver_step(
-                gaussians.TEACHER,
-                wanted,
-                phased.start_t[here],
-                phased.landing_t[here],
-                None,
-                torch.full((len(z),), 2.0).double(),
-            )
+        t, end_t = phased.start_t[rows], phased.phase_start_t[rows]
+        found = phased._jump(student, z, t, end_t, None, w).detach()
+        walking = objective(Prediction.V, guidance_scale=gaussians.GUIDANCE_SCALE)
+        wanted, stopped = walking._walk(gaussians.TEACHER, z, rows, None, w)
+        assert torch.equal(stopped, end_t)
         assert rmse(wanted, z) / gaussians.STD > 0.1, "the phase leads somewhere"
         assert rmse(found, wanted) / gaussians.STD < 0.01
-
-
-def test_a_walk_of_rows_that_stand_unequally_far_is_our_own_bug():
-    latents, condition, draw = inputs(4)
-    uneven = replace(draw, index=draw.index + torch.tensor([0, 1, 0, 0]))
-    with pytest.raises(ValueError, match="unpack"):
-        objective(teacher_steps=1).loss(Bent(), teacher, Bent(), latents, condition, uneven)

@@ -175,7 +175,7 @@ class Objective(ABC):
         conditional, unconditional = (
             denoised_from(output, z, level, self.prediction) for output in teacher(z, t, condition)
         )
-        return ddim_step(z, guide(conditional, unconditional, _by_row(w, z)), level, to)
+        return ddim_step(z, guide(conditional, unconditional, by_row(w, z)), level, to)
 
     def _distance(self, found: Tensor, wanted: Tensor) -> Tensor:
         difference = found - wanted
@@ -243,7 +243,7 @@ class ConsistencyObjective(Objective):
         return consistency(z, denoised_from(student(z, t, condition, w), z, level, self.prediction).x0, t)
 
 
-def _by_row(w: Tensor, z: Tensor) -> Tensor:
+def by_row(w: Tensor, z: Tensor) -> Tensor:
     """w [B] shaped to broadcast against z [B, ...]."""
     return w.reshape(-1, *[1] * (z.dim() - 1))
 

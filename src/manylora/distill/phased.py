@@ -32,6 +32,7 @@ from manylora.distill.objective import (
     ObjectiveConfig,
     Student,
     Teacher,
+    by_row,
     precise_dtype,
 )
 from manylora.errors import ConfigError
@@ -100,54 +101,60 @@ class PhasedObjective(Objective):
         draw: Draw,
     ) -> Tensor:
         latents = latents.to(precise_dtype(latents))
-        t = self.start_t.to(latents.device)[draw.index]  # [B]
+        t, end_t = (
+            grid.to(latents.device)[draw.index] for grid in (self.start_t, self.phase_start_t)
+        )  # [B]
         z = add_noise(latents, draw.noise, self.schedule.level(t, latents))
         with torch.no_grad():
-            wanted = self._target(teacher, target_student, z, draw.index, condition, draw.w)
-        return self._distance(self._jump(student, z, draw.index, condition, draw.w), wanted)
+            z_stop, t_stop = self._walk(teacher, z, draw.index, condition, draw.w)
+            if bool((t_stop > end_t).any()):
+                z_stop = self._jump(target_student, z_stop, t_stop, end_t, condition, draw.w)
+        return self._distance(self._jump(student, z, t, end_t, condition, draw.w), z_stop)
 
     def sample(self, denoise: Denoiser, z: Tensor, num_steps: int, noise: NoiseSource) -> Tensor:
         timesteps = trailing_timesteps(num_steps, self.schedule.num_timesteps)
         return last_latent(solve(denoise, self.schedule, z, timesteps, ddim_step))
 
     def _draw_index(self, num_rows: int, generator: torch.Generator | None) -> Tensor:  # [B]
-        """Draw a phase for each row, and for all rows together how far in it they stand, so that all of them walk
-        equally many solver steps. A teacher that walks to the phase's start sets out from its end alone, where the
+        """Draw each row's solver step; a teacher that walks all of a phase sets out from its end alone, where the
         sampler asks."""
-        length = self.steps_of_a_phase
+        if self.teacher_steps is not None:
+            return super()._draw_index(num_rows, generator)
         phase = torch.randint(self.num_paired_steps, (num_rows,), generator=generator)
-        if self.teacher_steps is None:
-            return phase * length + length - 1
-        return phase * length + torch.randint(length, (), generator=generator)
+        return phase * self.steps_of_a_phase + self.steps_of_a_phase - 1
 
-    def _target(
+    def _walk(
         self,
         teacher: Teacher[ConditionT_contra],
-        target_student: Student[ConditionT_contra],
         z: Tensor,
         index: Tensor,
         condition: ConditionT_contra,
         w: Tensor,
-    ) -> Tensor:
-        """Where the teacher's walk leads, and from there the student's jump, if the walk ends before the phase does."""
+    ) -> tuple[Tensor, Tensor]:
+        """Where the teacher's walk from each row's solver step stops, [B, ...] and its timesteps [B].
+
+        No row walks out of its phase. One that has fewer steps left than others is asked along with them and stays.
+        """
         start_t, landing_t = self.start_t.to(z.device), self.landing_t.to(z.device)
-        (left,) = (index % self.steps_of_a_phase + 1).unique().tolist()
-        walked = left if self.teacher_steps is None else min(self.teacher_steps, left)
-        for _ in range(walked):
-            z = self._solver_step(teacher, z, start_t[index], landing_t[index], condition, w)
-            index = index - 1
-        return z if walked == left else self._jump(target_student, z, index, condition, w)
+        left, t = index % self.steps_of_a_phase + 1, start_t[index]  # [B]
+        most = int(left.max())
+        for walked in range(most if self.teacher_steps is None else min(self.teacher_steps, most)):
+            is_on, at = left > walked, (index - walked).clamp(min=0)
+            stepped = self._solver_step(teacher, z, t, landing_t[at], condition, w)
+            z = torch.where(by_row(is_on, z), stepped, z)
+            t = torch.where(is_on, landing_t[at], t)
+        return z, t
 
     def _jump(
         self,
         student: Student[ConditionT_contra],
         z: Tensor,
-        index: Tensor,
+        t: Tensor,
+        end_t: Tensor,
         condition: ConditionT_contra,
         w: Tensor,
     ) -> Tensor:
-        """One DDIM step to the phase's start, with what the student predicts at z."""
-        t, end_t = (grid.to(z.device)[index] for grid in (self.start_t, self.phase_start_t))
+        """One DDIM step from t to end_t, with what the student predicts at z; where both are one it goes nowhere."""
         level, to = self.schedule.level(t, z), self.schedule.level(end_t, z)
         return ddim_step(
             z, denoised_from(student(z, t, condition, w), z, level, self.prediction), level, to
