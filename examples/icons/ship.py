@@ -18,7 +18,7 @@ from manylora.errors import DataError
 from manylora.training.aside import directory_aside, write_text_aside
 
 HERE = Path(__file__).parent
-LORAS = ("lcm", "paper-cut", "neon", "fluent-emoji", "fluent-emoji-high-contrast")
+LORAS = ("lcm", "paper-cut", "pixel-art", "fluent-emoji", "fluent-emoji-high-contrast")
 MAX_BYTES = 40_000_000
 """Of all weights in the repository: this base, its LoRAs, and the adapters of the language model."""
 

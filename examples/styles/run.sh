@@ -27,10 +27,11 @@ train() { # name of the LoRA, style, further options
     "$python" -m manylora train image --model "$base" --base-name manylora-icons \
         --data "icons/styles/$style/train" --eval-data "icons/styles/$style/held_out" \
         --out "runs/icons/loras/$lora" --runs-dir runs/icons/lora-runs \
-        --sample-prompts icons/styles/prompts.txt --num-samples 16 --sample-guidance 2 --seed 0 "$@"
+        --sample-prompts icons/styles/prompts.txt --num-samples 16 --sample-guidance 2 --seed 0 \
+        --precision "${PRECISION:-fp32}" "$@"
 }
 
-[ $# -gt 0 ] || set -- paper-cut neon fluent-emoji fluent-emoji-high-contrast
+[ $# -gt 0 ] || set -- paper-cut pixel-art fluent-emoji fluent-emoji-high-contrast
 for style in "$@"; do
     case $style in
         finetune)
@@ -39,8 +40,9 @@ for style in "$@"; do
             "$python" -m styles.merge --base "$base"
             ;;
         *)
+            case $style in paper-cut | fluent-emoji) steps=300 ;; *) steps=500 ;; esac # others are further from the base
             train "$style" "$style" --rank 8 --targets all --learning-rate 1e-3 --batch-rows 32 \
-                --max-steps "${STEPS:-300}"
+                --max-steps "${STEPS:-$steps}"
             ;;
     esac
 done

@@ -33,7 +33,7 @@ def demo_columns() -> list[Column]:
         *(slow(f"{n} steps", None, n) for n in (32, 4, 2)),
         *(fast(f"lcm, {n}", "lcm", n) for n in (4, 2)),
         fast("+ paper-cut, 4", "lcm+paper-cut:0.8", 4),
-        fast("+ neon, 4", "lcm+neon:0.8", 4),
+        fast("+ pixel-art, 4", "lcm+pixel-art:0.8", 4),
     ]
 
 
