@@ -1,0 +1,1 @@
+"""LoRAs of categories, and which sets of LoRAs break few-step pictures."""
