@@ -9,10 +9,14 @@ from dataclasses import dataclass
 
 import torch
 
+from manylora.bench.machine import last_level_cache_bytes
 from manylora.models.layers import BaseProduct
 
 GEMM_ROWS = (32, 128, 512)
 READ_BYTES = 512 << 20
+CACHES_PER_READ = 4
+"""What is read is READ_BYTES, or so many last-level caches where that is more: large servers keep 512 MB."""
+
 _MIN_WEIGHT_BYTES = 256 << 20  # well beyond any cache, as the weights of a whole model are
 
 
@@ -40,14 +44,16 @@ def measure_ceilings(
     *,
     int8: bool = False,
     threads: int,
-    read_bytes: int = READ_BYTES,
+    read_bytes: int | None = None,
     min_weight_bytes: int = _MIN_WEIGHT_BYTES,
 ) -> Ceilings:
     """Measure for a model whose every layer multiplies by weights of shape (out, in) as in `products`.
 
     Args:
         dtype: of x, and of the weights unless `int8`.
+        read_bytes: None: as READ_BYTES says.
     """
+    read_bytes = read_bytes or max(READ_BYTES, CACHES_PER_READ * last_level_cache_bytes())
     with torch_threads(threads), torch.inference_mode():
         return Ceilings(
             memory_read_gb_s=read_bytes / _best_s(_reader(read_bytes)) / 1e9,

@@ -14,7 +14,7 @@ from itertools import chain
 
 import torch
 
-from manylora.bench.ceilings import READ_BYTES, Ceilings, measure_ceilings, torch_threads
+from manylora.bench.ceilings import Ceilings, measure_ceilings, torch_threads
 from manylora.bench.floor import layer_products
 from manylora.bench.kernels_attention import attention_cases
 from manylora.bench.kernels_case import Case, measure, num_sets
@@ -92,9 +92,7 @@ def _ceilings(config: KernelsConfig, model: LlamaConfig, working_set_bytes: int)
         num_sets(working_set_bytes, layer_bytes),
         torch.float32,
         threads=config.num_threads,
-        read_bytes=max(READ_BYTES, working_set_bytes)
-        if not config.working_set_bytes
-        else working_set_bytes,
+        read_bytes=config.working_set_bytes or None,
         min_weight_bytes=working_set_bytes,
     )
 
