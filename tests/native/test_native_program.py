@@ -56,6 +56,7 @@ def run(program: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
         **os.environ,
         "ASAN_OPTIONS": f"detect_leaks=0:exitcode={STRAY}",
         "UBSAN_OPTIONS": "print_stacktrace=1",
+        "OMP_WAIT_POLICY": "passive",  # three threads on two cores must not spin for one another
     }
     return subprocess.run([program, *arguments], capture_output=True, text=True, check=False, env=variables)
 
