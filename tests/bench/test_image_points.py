@@ -140,14 +140,33 @@ def test_a_missing_record_says_how_to_make_it(records):
 
 @pytest.mark.parametrize(("with_lora", "is_kept"), [(0.12, True), (0.3, False)])
 def test_styles_are_kept_or_not(records, with_lora, is_kept):
-    rows = universal_table(2.5, "lcm", STYLES, "other", "fluent-emoji")
-    kept(records, "universal", rows, lambda row: with_lora if "lcm" in row.lora else 0.05)
+    rows = universal_table(2.5, "lcm", STYLES, "other", "fluent-emoji", [("phased-4", 4)])
+    fast = ("lcm", "phased-4")
+    kept(
+        records,
+        "universal",
+        rows,
+        lambda row: with_lora if any(name in row.lora for name in fast) else 0.05,
+        phased=["phased-4"],
+    )
     found = verdicts("universal")
     assert found["shipped styles that the base has not seen"]
-    judged = {point: ok for point, ok in found.items() if "with LCM-LoRA / alone at 32" in point}
-    only_reported = [judged.pop(point) for point in list(judged) if point.startswith(STYLES[-1])]
-    assert only_reported == [True] * 2
-    assert list(judged.values()) == [is_kept] * 10
+    judged = {point: ok for point, ok in found.items() if "/ alone at 32" in point}
+    of_lcm = [
+        point for point in judged if "prompt" in point and "LCM-LoRA" in point and "base" not in point
+    ]
+    only_reported = [point for point in judged if point.startswith(STYLES[-1]) or point in of_lcm]
+    assert (
+        len(only_reported) == 8
+    )  # four lines of what is not shipped, and the prompts of four styles with the LCM-LoRA
+    assert all(judged.pop(point) for point in only_reported)
+    assert list(judged.values()) == [is_kept] * 14
+
+
+def test_styles_without_a_phased_lora_are_not_shown(records):
+    rows = universal_table(2.5, "lcm", STYLES, "other", "fluent-emoji")
+    kept(records, "universal", rows, lambda row: 0.05, phased=[])
+    assert not verdicts("universal")["paper-cut beside a LoRA distilled by phases"]
 
 
 def test_a_group_of_which_nothing_ran_has_failed():
