@@ -3,9 +3,12 @@
 #   sweep      the teacher's guidance: KID of its pictures at 32 steps, by scale; done before distilling
 #   distill    the LoRA
 #   phased     the other objective: LoRAs for 4 steps and for 1, deterministic; phased-4 and phased-1 make one each
+#   rank-4     the LCM-LoRA at rank 4 from the start
 #   full       all weights of the UNet instead, for comparison
 #   steps      few steps with and without the LoRA, beside samplers that need no training
 #   universal  the LoRA beside each style, and in a base fine-tuned on another set
+#   ranks      the LoRA cut to smaller ranks by its singular values, beside the one of rank 4
+#   weights    the map of a style's weight and the LoRA's, at 4 steps: figures, and one labelled picture
 # Needs the base (../icons/run.sh); `universal` also the styles (../styles/run.sh, and that with `finetune`). Run it again
 # after an interruption: it goes on where it was. RECORD=--no-record looks and keeps no row.
 set -euo pipefail
@@ -33,7 +36,16 @@ distill() {
 # A train step of lcm takes 6 passes of the UNet for each picture (a backward pass is two), one of these 3 and 2 for each
 # solver step of a phase: 11 and 19. Whoever asks for the same budget gives 550 steps to the first and 320 to the other.
 phased() { # steps that the LoRA is for, solver steps, further options
-    distill --objective phased --phases "$1" --num-solver-steps "$2" --out "runs/icons/loras/phased-$1" "${@:3}"
+    distill --objective phased --phases "$1" --num-solver-steps "$2" --out "runs/icons/loras/phased-$1" \
+        --learning-rate "${PHASED_RATE:-1e-3}" "${@:3}" # its target does not move, so it bears more than lcm
+}
+
+made() { # of these LoRAs, those that are there, joined by commas
+    local found=() name
+    for name in "$@"; do
+        [ ! -d "runs/icons/loras/$name" ] || found+=("$name")
+    done
+    (IFS=,; echo "${found[*]}")
 }
 
 bench() {
@@ -50,20 +62,30 @@ for step in "$@"; do
         phased) phased 4 16 && phased 1 8 --num-steps "${PHASED_1_STEPS:-500}" ;;
         phased-4) phased 4 16 ;;
         phased-1) phased 1 8 --num-steps "${PHASED_1_STEPS:-500}" ;;
+        rank-4) distill --rank 4 --out runs/icons/loras/lcm-rank-4 ;;
         full) distill --full --out runs/icons/pipeline-lcm ;;
         steps)
             full=()
             [ ! -d runs/icons/pipeline-lcm ] || full=(--full runs/icons/pipeline-lcm)
-            bench --table steps --num-seeds 5 --train-data icons/data/train "${full[@]}"
+            bench --table steps --num-seeds 5 --train-data icons/data/train --phased "$(made phased-4 phased-2 phased-1)" \
+                "${full[@]}"
             ;;
         universal)
             names=${styles//,/ }
             PYTHONPATH=$root/examples "$python" -m icons.judge --styles $names
             bench --table universal --num-seeds 3 --style-judge runs/icons/style-judge/judge --styles "$styles" \
+                --phased "$(made phased-4)" \
                 --finetuned runs/icons/pipeline-finetuned --finetuned-look fluent-emoji
             ;;
+        ranks)
+            bench --table ranks --num-seeds 3 --phased "$(made phased-4)" --retrained "$(made lcm-rank-4)" --out runs/icons/maps
+            ;;
+        weights)
+            bench --table weights --num-seeds 3 --style-judge runs/icons/style-judge/judge --styles "${MAPPED:-paper-cut}" \
+                --out runs/icons/maps
+            ;;
         *)
-            echo "unknown step '$step'; known: sweep distill phased phased-4 phased-1 full steps universal" >&2
+            echo "unknown step '$step'; known: sweep distill phased phased-4 phased-1 rank-4 full steps ranks weights universal" >&2
             exit 1
             ;;
     esac
