@@ -108,7 +108,7 @@ def sensitivity(objective: Objective, index: int) -> float:
         SCHEDULE.level(grid[index : index + 1], one)
         for grid in (objective.start_t, objective.phase_start_t)
     )
-    return float(to.signal - to.sigma * level.signal / level.sigma)
+    return float(1.0 - to.sigma * level.signal / (level.sigma * to.signal))
 
 
 def distil_by_adam(

@@ -109,7 +109,11 @@ class PhasedObjective(Objective):
             z_stop, t_stop = self._walk(teacher, z, draw.index, condition, draw.w)
             if bool((t_stop > end_t).any()):
                 z_stop = self._jump(target_student, z_stop, t_stop, end_t, condition, draw.w)
-        return self._distance(self._jump(student, z, t, end_t, condition, draw.w), z_stop)
+        # An error in z grows with the signal on the rest of the way, so that the early phases' weigh the most at its
+        # end; in z / signal, in which the trajectory bends least, all weigh alike.
+        signal = self.schedule.level(end_t, z).signal
+        found = self._jump(student, z, t, end_t, condition, draw.w)
+        return self._distance(found / signal, z_stop / signal)
 
     def sample(self, denoise: Denoiser, z: Tensor, num_steps: int, noise: NoiseSource) -> Tensor:
         timesteps = trailing_timesteps(num_steps, self.schedule.num_timesteps)
