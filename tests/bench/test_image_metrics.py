@@ -21,6 +21,7 @@ from manylora.bench.image_metrics import (
     kid_of_subsets,
     prompt_hits,
     squared_distances,
+    within_manifold,
 )
 from manylora.errors import ConfigError
 
@@ -140,6 +141,19 @@ def test_paired_distance_and_diversity():
     assert squared_distances(x, y).tolist() == [0.0, 4.0]
     spread = diversity([[0.0, 0.0], [3.0, 4.0], [9.0, 9.0]], ["a", "a", "b"])
     assert_allclose(spread, [5.0, 5.0, np.nan])
+
+
+def test_what_lies_among_real_pictures_is_within_their_manifold():
+    reference = np.array([[0.0], [1.0], [3.0], [10.0]])
+    # With k = 1 they reach 1, 1, 2 and 7: as far as the nearest other.
+    x = np.array([[-0.9], [-1.1], [5.0], [16.9], [17.1], [4.0]])
+    assert within_manifold(x, reference, k=1).tolist() == [1, 0, 1, 1, 0, 1]
+    same, other = normal(300, 8, seed=1), normal(300, 8, mean=4.0, seed=2)
+    real = normal(500, 8)
+    assert within_manifold(same, real).mean() > 0.8
+    assert within_manifold(other, real).mean() < 0.05
+    with pytest.raises(ConfigError, match="k must lie"):
+        within_manifold(x, reference, k=4)
 
 
 def test_the_interval_of_a_mean_is_the_textbooks():

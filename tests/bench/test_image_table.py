@@ -15,9 +15,11 @@ from manylora.bench.image_command import bench_image, open_table, rows_of
 from manylora.bench.image_config import ImageBenchConfig
 from manylora.bench.image_judge import JudgeNet, JudgeSize, save_judge
 from manylora.bench.image_prompts import alike_rows, choose_prompts, read_rows
+from manylora.bench.image_ranks import cut_name
 from manylora.bench.image_report import from_json, lines_by_label, to_json, to_markdown
 from manylora.bench.image_rows import ImageRow, find_row, steps_table, universal_table
 from manylora.bench.image_sample import RowSampler
+from manylora.bench.image_weights import mixture_of
 from manylora.errors import ConfigError, DataError
 from manylora.image.engine import ImageEngine
 from manylora.image.params import ImageParams
@@ -250,9 +252,66 @@ def test_the_universal_table_says_whether_style_and_prompt_are_kept(world):
     assert "style kept" in to_markdown([alone, fast])
 
 
+def test_the_ranks_table_cuts_the_lora(world):
+    config = config_of(world, table="ranks", ranks=(8, 2, 1), num_prompts=4, train_data=None)
+    rows = rows_of(config)
+    # Rank 4 as it is: a cut to 8 would be none.
+    assert [row.lora for row in rows if row.steps == 4] == ["lcm", cut_name("lcm", 2), cut_name("lcm", 1)]
+    with open_table(config) as table:
+        whole, two, one = (
+            table.figures(find_row(rows, steps=1, lora=lora))
+            for lora in ("lcm", cut_name("lcm", 2), cut_name("lcm", 1))
+        )
+    assert whole.lora_bytes == 2 * two.lora_bytes == 4 * one.lora_bytes  # type: ignore[operator]  # none is None
+    away = [figures.paired_rmse.value for figures in (whole, two, one)]  # type: ignore[union-attr]
+    assert len(set(away)) == 3, "what is cut draws something else"
+    assert "MB of LoRAs" in to_markdown([whole])
+    told = to_json(whole)
+    assert from_json(told) == whole
+    del told["lora_bytes"]  # a record from before the column
+    assert from_json(told).lora_bytes is None
+
+
+def test_the_weights_table_is_a_map_and_a_picture(world, tmp_path, monkeypatch):
+    config = config_of(
+        world,
+        table="weights",
+        style_judge=world / "style-judge",
+        styles=("paper-cut",),
+        style_weights=(0.0, 0.8),
+        lcm_weights=(0.5, 1.0, 1.5),
+        num_prompts=4,
+        train_data=None,
+        out=tmp_path / "out",
+    )
+    bench_image(config)
+    with Image.open(tmp_path / "out" / "weights-paper-cut.png") as drawn:
+        assert drawn.width > 3 * 96
+        assert drawn.height > 2 * 96
+    told = (tmp_path / "out" / "weights.md").read_text()
+    assert "| paper-cut \\ lcm | 0.5 | 1 | 1.5 |" in told
+    assert len([line for line in told.splitlines() if line.startswith(("| 0 |", "| 0.8 |"))]) == 2
+    record = json.loads((tmp_path / "out" / "weights.json").read_text())
+    pairs = {row["lora"] for row in record["rows"]}
+    assert pairs >= {mixture_of("paper-cut", a, "lcm", b) for a in (0.0, 0.8) for b in (0.5, 1.0, 1.5)}
+
+
+def test_a_phased_lora_is_drawn_by_ddim_in_its_steps(world, tmp_path):
+    folder = tmp_path / "loras"
+    write_loras(folder, ["lcm", "three"])
+    record = {"objective": "phased", "num_paired_steps": 3}
+    (folder / "three" / "distill.json").write_text(json.dumps(record))
+    (row,) = [
+        row for row in rows_of(config_of(world, loras=folder, phased=("three",))) if row.lora == "three"
+    ]
+    assert (row.sampler, row.steps, row.guidance, row.is_paired) == ("ddim", 3, 1.0, True)
+    with pytest.raises(ConfigError, match=r"phased names \['lcm'\]"):
+        rows_of(config_of(world, loras=folder, phased=("lcm",)))
+
+
 def test_tables_name_each_row_once():
     for rows in (
-        steps_table(2.5, "lcm", full="full"),
+        steps_table(2.5, "lcm", full="full", phased=[("four", 4), ("one", 1)]),
         universal_table(2.5, "lcm", ["a", "b"], "finetuned", "a"),
     ):
         labels = [row.label for row in rows]
@@ -268,7 +327,12 @@ def test_tables_name_each_row_once():
         ({"num_prompts": 3}, "num_prompts"),
         ({"loras": None}, "loras"),
         ({"table": "universal"}, "style_judge"),
-        ({"styles": ("paper-cut",)}, "belong to the table universal"),
+        ({"styles": ("paper-cut",)}, "belong to the tables universal and weights"),
+        ({"table": "weights"}, "style_judge"),
+        ({"table": "ranks", "ranks": (4, 0)}, "ranks must be at least 1"),
+        ({"table": "ranks", "full": "x"}, "full"),
+        ({"retrained": ("a",)}, "belongs to the table ranks"),
+        ({"table": "sweep", "phased": ("a",)}, "phased belongs"),
         ({"guidance": 0.5}, "guidance"),
         ({"table": "other"}, "table"),
     ],

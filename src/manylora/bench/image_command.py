@@ -13,13 +13,16 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from manylora.bench.image_accelerators import Accelerator, read_accelerators
 from manylora.bench.image_cache import RowCache
 from manylora.bench.image_config import ImageBenchConfig
 from manylora.bench.image_judge import load_judge
 from manylora.bench.image_prompts import PromptSet, alike_rows, choose_prompts, read_pictures, read_rows
+from manylora.bench.image_ranks import add_cuts, ranks_table
 from manylora.bench.image_report import plot, to_json, to_markdown
 from manylora.bench.image_rows import ImageRow, steps_table, sweep_table, universal_table
 from manylora.bench.image_table import OnProgress, RealPictures, RowFigures, Table
+from manylora.bench.image_weights import weights_markdown, weights_picture, weights_table
 from manylora.bench.machine import describe_machine, describe_revision
 from manylora.bench.records import records_folder
 from manylora.errors import ConfigError
@@ -57,8 +60,9 @@ def bench_image(config: ImageBenchConfig) -> dict[str, Any]:
             "machine": asdict(describe_machine()),
             "rows": [to_json(row) for row in figures],
         }
+        _draw_weights(config, table, rows)
     _keep(config, record, figures)
-    print(to_markdown(figures))
+    print(_markdown(config, figures))
     print(json.dumps(record, separators=(",", ":")))
     return record
 
@@ -69,9 +73,26 @@ def rows_of(config: ImageBenchConfig) -> list[ImageRow]:
         return sweep_table(config.guidances)
     if config.table == "universal":
         return universal_table(
-            config.guidance, config.lcm, config.styles, config.finetuned, config.finetuned_look
+            config.guidance,
+            config.lcm,
+            config.styles,
+            config.finetuned,
+            config.finetuned_look,
+            _phased(config),
         )
-    rows = steps_table(config.guidance, config.lcm, config.full)
+    if config.table == "ranks":
+        return ranks_table(
+            config.guidance,
+            _library(config),
+            _fast(config),
+            config.ranks,
+            _accelerators(config, config.retrained),
+        )
+    if config.table == "weights":
+        return weights_table(
+            config.guidance, config.lcm, config.styles, config.style_weights, config.lcm_weights
+        )
+    rows = steps_table(config.guidance, config.lcm, config.full, _phased(config))
     return [row for row in rows if row.source == "sampler" or config.train_data is not None]
 
 
@@ -89,7 +110,7 @@ def open_table(config: ImageBenchConfig) -> Table:
     size = base.default_size
     return Table(
         base,
-        None if config.loras is None else Library(config.loras),
+        None if config.loras is None else _library(config),
         judge,
         style_judge,
         prompts,
@@ -101,6 +122,39 @@ def open_table(config: ImageBenchConfig) -> Table:
         seed=config.seed,
         within=config.chance == "seeds",
     )
+
+
+def _library(config: ImageBenchConfig) -> Library:
+    assert config.loras is not None
+    library = Library(config.loras)
+    if config.table == "ranks":
+        add_cuts(library, _fast(config), config.ranks)
+    return library
+
+
+def _fast(config: ImageBenchConfig) -> list[Accelerator]:
+    return _accelerators(config, (config.lcm, *config.phased))
+
+
+def _accelerators(config: ImageBenchConfig, names: Sequence[str]) -> list[Accelerator]:
+    assert config.loras is not None
+    return read_accelerators(config.loras, names)
+
+
+def _phased(config: ImageBenchConfig) -> list[tuple[str, int]]:
+    """The LoRAs distilled by phases, each with its number of steps.
+
+    Raises:
+        ConfigError: one of them was not.
+    """
+    found = _accelerators(config, config.phased)
+    others = [one.name for one in found if one.sampler == "lcm"]
+    if others:
+        raise ConfigError(
+            f"phased names {others}, whose distill.json does not say that they were distilled so; an LCM-LoRA is "
+            "named with lcm"
+        )
+    return [(one.name, one.steps[0]) for one in found]
 
 
 def command_line(config: ImageBenchConfig) -> str:
@@ -149,12 +203,34 @@ def _keep(config: ImageBenchConfig, record: dict[str, Any], figures: Sequence[Ro
         head = (
             f"`{record['command']}`, commit {record['commit']}, judge {record['judge']['sha256'][:12]}\n\n"
         )
-        write_text_aside(config.out / f"{config.table}.md", head + to_markdown(figures))
-        plot(
-            figures,
-            config.out / f"{config.table}.png",
-            f"{len(record['rows'])} rows, commit {record['commit']}",
-        )
+        write_text_aside(config.out / f"{config.table}.md", head + _markdown(config, figures))
+        if config.table != "weights":
+            plot(
+                figures,
+                config.out / f"{config.table}.png",
+                f"{len(record['rows'])} rows, commit {record['commit']}",
+            )
+
+
+def _markdown(config: ImageBenchConfig, figures: Sequence[RowFigures]) -> str:
+    """The table, and before it the map of each style where that is what was asked."""
+    if config.table != "weights":
+        return to_markdown(figures)
+    maps = [
+        weights_markdown(figures, config.lcm, style, config.style_weights, config.lcm_weights)
+        for style in config.styles
+    ]
+    return "\n".join([*maps, to_markdown(figures)])
+
+
+def _draw_weights(config: ImageBenchConfig, table: Table, rows: Sequence[ImageRow]) -> None:
+    """Draw each style's map as one labelled picture."""
+    if config.table != "weights" or config.out is None:
+        return
+    config.out.mkdir(parents=True, exist_ok=True)
+    for style in config.styles:
+        drawn = weights_picture(table, rows, config.lcm, style, config.style_weights, config.lcm_weights)
+        drawn.save(config.out / f"weights-{style}.png")
 
 
 def _real_pictures(config: ImageBenchConfig, prompts: PromptSet, size: int) -> RealPictures | None:

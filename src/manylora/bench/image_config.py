@@ -23,9 +23,9 @@ class ImageBenchConfig:
     """Pictures for the rows "real pictures" and "through the VAE", which say what a perfect model would get. None: no
     such rows."""
 
-    table: Literal["sweep", "steps", "universal"] = "steps"
+    table: Literal["sweep", "steps", "universal", "ranks", "weights"] = "steps"
     """sweep: the teacher's guidance; steps: few steps with and without the LoRA; universal: the LoRA beside styles and
-    in another base."""
+    in another base; ranks: the LoRA cut to smaller ranks; weights: each style's weight against the LoRA's."""
 
     guidance: float = 2.5
     """The teacher's guidance scale, which is w + 1 of the distillation."""
@@ -38,6 +38,22 @@ class ImageBenchConfig:
 
     lcm: str = "lcm"
     """Name of the LCM-LoRA in it."""
+
+    phased: tuple[str, ...] = ()
+    """Names of LoRAs in it that were distilled by phases, each for as many steps as it has: more rows of the tables
+    `steps`, `universal` and `ranks`."""
+
+    ranks: tuple[int, ...] = (8, 4, 2, 1)
+    """To which the table `ranks` cuts each acceleration LoRA, by its singular values."""
+
+    retrained: tuple[str, ...] = ()
+    """Names of acceleration LoRAs that were distilled at a small rank: more rows of the table `ranks`."""
+
+    style_weights: tuple[float, ...] = (0.0, 0.4, 0.8, 1.2)
+    """Rows of the map of weights."""
+
+    lcm_weights: tuple[float, ...] = (0.6, 0.8, 1.0, 1.2)
+    """Columns of the map of weights, at 4 steps."""
 
     styles: tuple[str, ...] = ()
     """Names of style LoRAs in it; the style judge knows them by these names."""
@@ -87,8 +103,11 @@ class ImageBenchConfig:
             raise ConfigError(
                 f"num_prompts must be at least 4, or no interval says anything; got {self.num_prompts}"
             )
-        if self.table not in ("sweep", "steps", "universal"):
-            raise ConfigError(f"table must be one of sweep, steps, universal, got {self.table!r}")
+        tables = ("sweep", "steps", "universal", "ranks", "weights")
+        if self.table not in tables:
+            raise ConfigError(f"table must be one of {', '.join(tables)}, got {self.table!r}")
+        if not all(rank >= 1 for rank in self.ranks):
+            raise ConfigError(f"ranks must be at least 1, got {self.ranks}")
         if self.chance not in ("prompts", "seeds"):
             raise ConfigError(f"chance must be prompts or seeds, got {self.chance!r}")
         if self.chance == "seeds" and self.num_seeds < 3:
@@ -99,9 +118,17 @@ class ImageBenchConfig:
             raise ConfigError(
                 f"table {self.table} runs the LoRA {self.lcm!r}: say where it lies with loras"
             )
-        if self.table == "universal" and self.style_judge is None:
-            raise ConfigError("table universal asks which style a picture has: give style_judge")
-        if self.table != "universal" and (self.styles or self.finetuned):
-            raise ConfigError("styles and finetuned belong to the table universal")
+        if self.table in ("universal", "weights") and self.style_judge is None:
+            raise ConfigError(f"table {self.table} asks which style a picture has: give style_judge")
+        if self.table not in ("universal", "weights") and self.styles:
+            raise ConfigError("styles belong to the tables universal and weights")
+        if self.table == "weights" and not self.styles:
+            raise ConfigError("table weights maps styles: name one at least with styles")
+        if self.table != "universal" and self.finetuned:
+            raise ConfigError("finetuned belongs to the table universal")
+        if self.table not in ("steps", "universal", "ranks") and self.phased:
+            raise ConfigError("phased belongs to the tables steps, universal and ranks")
+        if self.table != "ranks" and self.retrained:
+            raise ConfigError("retrained belongs to the table ranks")
         if self.table != "steps" and self.full:
             raise ConfigError("full belongs to the table steps")

@@ -176,6 +176,31 @@ def diversity(x: ArrayLike, groups: ArrayLike) -> Array:
     return result
 
 
+def within_manifold(x: ArrayLike, reference: ArrayLike, k: int = 3) -> Array:
+    """Return 1.0 where features x [N, D] lie as near to a picture of a reference [M, D] as its neighbours do: [N].
+
+    The mean is the "precision" of a set: the share of its pictures that could be real ones.
+
+    Args:
+        k: a picture of the reference reaches as far as its k-th nearest of the others.
+    Source:
+        Improved precision and recall metric (Kynkaanniemi et al. 2019), equation 1.
+    """
+    x, reference = features_of(x), features_of(reference)
+    if not 1 <= k < len(reference):
+        raise ConfigError(f"k must lie in [1, {len(reference) - 1}], got {k}")
+    # Of a row the smallest is the picture's distance to itself.
+    reach = np.partition(_distances(reference, reference), k, axis=1)[:, k]
+    inside: Array = (_distances(x, reference) <= reach).any(axis=1).astype(np.float64)
+    return inside
+
+
+def _distances(x: Array, y: Array) -> Array:  # [N, M]
+    squares = (x**2).sum(1)[:, None] + (y**2).sum(1)[None] - 2.0 * x @ y.T
+    distances: Array = np.sqrt(squares.clip(min=0.0))
+    return distances
+
+
 def features_of(values: ArrayLike) -> Array:
     """Return values as [N, D] float64; refuses what is no table of finite numbers."""
     array = np.asarray(values, dtype=np.float64)

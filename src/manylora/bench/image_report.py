@@ -19,6 +19,7 @@ _COLUMNS: Mapping[str, str] = {
     "diversity": "diversity",
     "look_share": "style kept",
     "style_accuracy": "prompt accuracy (style judge)",
+    "lora_bytes": "MB of LoRAs",
 }
 _SHARES = ("accuracy", "look_share", "style_accuracy")
 _PLOTTED = ("kid", "frechet", "accuracy", "paired_rmse")
@@ -33,8 +34,11 @@ def to_json(figures: RowFigures) -> dict[str, Any]:
 def from_json(values: Mapping[str, Any]) -> RowFigures:
     """Return the row that `to_json` wrote."""
     row = ImageRow(**{field.name: values[field.name] for field in fields(ImageRow)})
+    # Kept records may be older than the newest columns.
     told: dict[str, Any] = {
-        field.name: values[field.name] for field in fields(RowFigures) if field.name != "row"
+        field.name: values[field.name]
+        for field in fields(RowFigures)
+        if field.name != "row" and field.name in values
     }
     for name, value in told.items():
         if isinstance(value, dict) and value.keys() == {"value", "low", "high"}:
@@ -93,7 +97,7 @@ def _draw(axes: Any, name: str, label: str, line: Sequence[RowFigures]) -> None:
     # The interval of an estimate without bias may lie to one side of it.
     below = [max(interval.value - interval.low, 0.0) for _, interval in points]
     above = [max(interval.high - interval.value, 0.0) for _, interval in points]
-    is_lora = label.startswith("LCM-LoRA")
+    is_lora = label.startswith(("LCM-LoRA", "phased LoRA"))
     axes.errorbar(
         [steps for steps, _ in points],
         values,
@@ -106,9 +110,11 @@ def _draw(axes: Any, name: str, label: str, line: Sequence[RowFigures]) -> None:
     )
 
 
-def _cell(name: str, interval: Interval | None) -> str:
+def _cell(name: str, interval: Interval | int | None) -> str:
     if interval is None:
         return ""
+    if isinstance(interval, int):
+        return f"{interval / 1e6:.2f}"
     ends = (interval.value, interval.low, interval.high)
     if name in _SHARES:
         return "{:.1%} [{:.1%}, {:.1%}]".format(*ends)

@@ -52,12 +52,15 @@ class ImageRow:
         return self.source == "sampler" and (self.sampler != "lcm" or self.steps == 1) and not self.base
 
 
-def steps_table(guidance: float, lcm: str, full: str = "") -> list[ImageRow]:
+def steps_table(
+    guidance: float, lcm: str, full: str = "", phased: Sequence[tuple[str, int]] = ()
+) -> list[ImageRow]:
     """Return the rows that say what few steps cost, and what the LoRA brings back.
 
     Args:
         guidance: the teacher's, w + 1.
         lcm: name of the LCM-LoRA; full: folder of a base with all weights distilled, if there is one.
+        phased: LoRAs distilled by phases, each with its number of steps.
     """
     rows = [
         ImageRow(label="real pictures", source="real"),
@@ -68,6 +71,7 @@ def steps_table(guidance: float, lcm: str, full: str = "") -> list[ImageRow]:
         *(_lcm("LCM sampler without LoRA", n, "", guidance=g) for g in (1.0, guidance) for n in (4, 2, 1)),
         *(_lcm("LCM-LoRA", n, lcm) for n in FEW_STEPS),
     ]
+    rows += [fast_row("phased LoRA", "ddim", steps, name) for name, steps in phased]
     if full:
         rows += [replace(_lcm("all weights distilled", n, ""), base=full) for n in (4, 2, 1)]
     return rows
@@ -79,10 +83,16 @@ def sweep_table(guidances: Sequence[float]) -> list[ImageRow]:
 
 
 def universal_table(
-    guidance: float, lcm: str, styles: Sequence[str], finetuned: str = "", finetuned_look: str | None = None
+    guidance: float,
+    lcm: str,
+    styles: Sequence[str],
+    finetuned: str = "",
+    finetuned_look: str | None = None,
+    phased: Sequence[tuple[str, int]] = (),
 ) -> list[ImageRow]:
     """Return the rows that say whether the LCM-LoRA goes with styles, and with another base, that it has never met."""
     rows = [_free("ddim", MANY_STEPS, guidance), _lcm("LCM-LoRA", 4, lcm)]
+    rows += [fast_row("phased LoRA", "ddim", steps, name) for name, steps in phased]
     for style in styles:
         alone = f"{style}:{STYLE_WEIGHT}"
         rows += [
@@ -91,6 +101,10 @@ def universal_table(
             *(
                 _named(f"{style} + LCM-LoRA", "lcm", steps, 1.0, f"{alone}+{lcm}", style)
                 for steps in (4, 2)
+            ),
+            *(
+                fast_row(f"{style} + phased LoRA", "ddim", steps, f"{alone}+{name}", style)
+                for name, steps in phased
             ),
         ]
     if finetuned:
@@ -117,6 +131,11 @@ def find_row(rows: Sequence[ImageRow], **wanted: object) -> ImageRow:
 
 def _free(sampler: str, steps: int, guidance: float, prefix: str = "") -> ImageRow:
     return _named(prefix + sampler, sampler, steps, guidance, "")
+
+
+def fast_row(name: str, sampler: str, steps: int, lora: str, look: str | None = None) -> ImageRow:
+    """Return a row of an acceleration LoRA, which takes no guidance."""
+    return _named(name, sampler, steps, 1.0, lora, look)
 
 
 def _lcm(name: str, steps: int, lora: str, guidance: float = 1.0) -> ImageRow:

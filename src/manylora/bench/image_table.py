@@ -64,6 +64,8 @@ class RowFigures:
     """As accuracy, by the style judge, which has seen the styles."""
     seconds_per_picture: float | None
     """Of sampling, on the machine as it was; no timing of a quiet one."""
+    lora_bytes: int | None = None
+    """Of the row's adapters together. None: it has none, or the record is older than this column."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,12 +149,23 @@ class Table:
             diversity=None if np.isnan(apart).any() else mean_interval(apart, groups, **chance),
             paired_rmse=None if sampled is None else self._paired(row, sampled, on_progress),
             seconds_per_picture=None if sampled is None else sampled.seconds / len(self.prompts),
+            lora_bytes=self._bytes(row),
             **self._of_style(row, labels, sampled),
         )
 
     def pixels(self, row: ImageRow) -> Tensor:
         """Return the row's pictures [N, 3, H, W] in [-1, 1]."""
         return self._pixels(row, self._sampled(row) if row.source == "sampler" else None)
+
+    def picture(self, row: ImageRow, index: int) -> Tensor:
+        """Return one picture [3, H, W] in [-1, 1] of a sampled row."""
+        return decoded(self._sampler(row.base).base, self._sampled(row).latents[index : index + 1], 1)[0]
+
+    def _bytes(self, row: ImageRow) -> int | None:
+        names = Mixture.parse(row.lora or None).names
+        if not names or self._library is None:
+            return None
+        return sum(self._library.load(name).num_bytes for name in names)
 
     def _sampled(self, row: ImageRow, on_progress: OnProgress = lambda row, done: None) -> Sampled:
         def make() -> Sampled:
