@@ -72,6 +72,7 @@ def refuse_if_unlike(
     t = torch.tensor([999, 759, 499, 259])
     captions = ["a cat", "a house", "a tree", "a car"]
     found = []
+    merged.restore()  # or what was asked for last would be added to what is attached
     with attach(DiffusionModel(base), library) as attached, torch.inference_mode():
         for lora in (attached, merged):
             with lora.rows([mixture] * 4):
