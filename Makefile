@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 CACHE := $(HOME)/.cache/manylora
 MODEL := $(CACHE)/models/SmolLM2-135M-Instruct/model.gguf
 
-.PHONY: demo test check bench show-core show-lcm show-server show-speed icons styles model install clean help
+.PHONY: demo test check bench show-core show-lcm show-quality show-server show-speed icons styles model install clean help
 
 help:
 	@echo "make demo       install, then answer chat prompts, each with its own adapter or mixture out of 1,000"
@@ -17,6 +17,7 @@ help:
 	@echo "make icons      draw the icons and train the small text-to-image base model (an hour; resumes)"
 	@echo "make styles     draw the styles and train a LoRA on each, once the base is there"
 	@echo "make show-lcm   show that few-step pictures keep their promises"
+	@echo "make show-quality  show how good few steps and mixtures are (long parts read kept records)"
 	@echo "make show-server  show that the server keeps its promises (long parts read kept records)"
 	@echo "make show-speed  show how fast serving on a CPU is (long parts read kept records)"
 	@echo "make clean      remove what these made, the demo's 996 generated adapters included"
@@ -65,6 +66,9 @@ show-core: install model
 
 show-lcm: install
 	$(BIN)/python scripts/show_lcm.py
+
+show-quality: install
+	$(BIN)/python scripts/show_quality.py
 
 show-server: install model
 	$(BIN)/python scripts/show_server.py

@@ -1,0 +1,1 @@
+"""What `make show-quality` shows, one file a subject."""

@@ -1,0 +1,91 @@
+"""How near few steps come to many: KID of the acceleration LoRAs against the teacher and samplers without training.
+
+Read from the kept record, which takes 20 minutes to make.
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from lcm_points.records import Record, newest, thousandth
+from manylora.bench.image_rows import MANY_STEPS
+from manylora.bench.image_table import RowFigures
+from points import Line, missing
+
+COMMAND = "examples/lcm/run.sh phased steps"
+MIN_PICTURES = 500
+SHARES = {4: 0.15, 2: 0.35}
+"""Of what the teacher loses from 32 steps to as many: most that an acceleration LoRA may lose."""
+
+SAMPLERS = ("dpm-solver++", "unipc")
+
+
+def lines() -> Iterator[Line]:
+    record = newest("steps")
+    if record is None:
+        yield missing("few steps, with the acceleration LoRAs", COMMAND)
+        return
+    yield record.line(MIN_PICTURES)
+    for steps, share in SHARES.items():
+        yield _near_the_teacher(record, steps, share)
+    for steps in (1, 2, 4):
+        yield from _ahead(record, steps)
+    yield _second_objective(record)
+
+
+def fast_rows(record: Record, steps: int) -> list[RowFigures]:
+    """The acceleration LoRAs of the base at so many steps."""
+    found = [row for row in record.rows if row.row.lora and not row.row.base and row.row.steps == steps]
+    return [row for row in found if row.row.guidance == 1.0]
+
+
+def _near_the_teacher(record: Record, steps: int, share: float) -> Line:
+    many, few = (
+        record.find(sampler="ddim", steps=n, guidance=record.guidance, base="", lora="")
+        for n in (MANY_STEPS, steps)
+    )
+    ours = min(fast_rows(record, steps), key=lambda row: row.kid.value, default=None)
+    point = f"{steps} steps: KID x 1000 above the teacher's at {MANY_STEPS}"
+    if many is None or few is None or ours is None:
+        return missing(point, COMMAND)
+    lost, may = ours.kid.value - many.kid.value, share * (few.kid.value - many.kid.value)
+    return Line(
+        point,
+        f"{ours.row.lora}: {thousandth(ours.kid)} - {1000 * many.kid.value:.1f} = {1000 * lost:.1f}",
+        f"<= {share:g} x what the teacher loses = {1000 * may:.1f}",
+        lost <= may,
+    )
+
+
+def _ahead(record: Record, steps: int) -> Iterator[Line]:
+    """At equal steps, the others guided (twice the calls of the UNet) and not."""
+    ours = min(fast_rows(record, steps), key=lambda row: row.kid.value, default=None)
+    for name in SAMPLERS:
+        for guidance in (record.guidance, 1.0):
+            how = "unguided" if guidance == 1.0 else f"guidance {guidance:g}, twice the calls"
+            point = f"{steps} step{'s' * (steps > 1)}: KID x 1000 against {name}, {how}"
+            other = record.find(sampler=name, steps=steps, guidance=guidance, base="", lora="")
+            if ours is None or other is None:
+                yield missing(point, COMMAND)
+                continue
+            yield Line(
+                point,
+                f"{ours.row.lora}: {thousandth(ours.kid)} / {thousandth(other.kid)}",
+                "ahead, intervals apart",
+                ours.kid.below(other.kid),
+            )
+
+
+def _second_objective(record: Record) -> Line:
+    point = "1 step: the second objective / LCM, KID x 1000"
+    lcm = record.find(sampler="lcm", steps=1, lora=record.values["config"]["lcm"], base="")
+    others = [row for row in fast_rows(record, 1) if row.row.sampler == "ddim"]
+    if lcm is None or not others:
+        return missing(point, COMMAND)
+    ours = min(others, key=lambda row: row.kid.value)
+    line = Line(
+        point,
+        f"{thousandth(ours.kid)} / {thousandth(lcm.kid)}; RMSE {ours.paired_rmse} / {lcm.paired_rmse}",
+        "lower",
+        ours.kid.value < lcm.kid.value,
+    )
+    return replace(line, bound="lower; intervals apart") if ours.kid.below(lcm.kid) else line
