@@ -18,7 +18,7 @@ export OMP_NUM_THREADS=${OMP_NUM_THREADS:-2}
 python=${PYTHON:-python}
 
 guidance=${GUIDANCE:-2} # the sweep's choice
-styles=${STYLES:-paper-cut,neon,fluent-emoji,fluent-emoji-high-contrast}
+styles=${STYLES:-paper-cut,pixel-art,fluent-emoji,fluent-emoji-high-contrast,stained-glass}
 cd "${MANYLORA_ICONS_CACHE:-$HOME/.cache/manylora}" # so that what is noted of a run names no place of this machine
 
 [ -f runs/icons/pipeline/model_index.json ] || {
@@ -34,10 +34,10 @@ distill() {
 }
 
 # A train step of lcm takes 6 passes of the UNet for each picture (a backward pass is two), one of these 3 and 2 for each
-# solver step of a phase: 11 and 19. Whoever asks for the same budget gives 550 steps to the first and 320 to the other.
-phased() { # steps that the LoRA is for, solver steps, further options
-    distill --objective phased --phases "$1" --num-solver-steps "$2" --out "runs/icons/loras/phased-$1" \
-        --learning-rate "${PHASED_RATE:-1e-3}" "${@:3}" # its target does not move, so it bears more than lcm
+# solver step of a phase: 11 and 19. 550 and 320 of them cost as much as the thousand of lcm.
+phased() { # steps that the LoRA is for, solver steps, train steps
+    distill --objective phased --phases "$1" --num-solver-steps "$2" --num-steps "$3" --precision bf16 \
+        --learning-rate 1e-3 --out "runs/icons/loras/phased-$1" # its target does not move, so it bears more than lcm
 }
 
 made() { # of these LoRAs, those that are there, joined by commas
@@ -59,9 +59,9 @@ for step in "$@"; do
     case $step in
         sweep) bench --table sweep --num-seeds 3 --guidances 1,1.5,2,2.5,3 ;;
         distill) distill --out runs/icons/loras/lcm ;;
-        phased) phased 4 16 && phased 1 8 --num-steps "${PHASED_1_STEPS:-500}" ;;
-        phased-4) phased 4 16 ;;
-        phased-1) phased 1 8 --num-steps "${PHASED_1_STEPS:-500}" ;;
+        phased) phased 4 16 550 && phased 1 8 320 ;;
+        phased-4) phased 4 16 550 ;;
+        phased-1) phased 1 8 320 ;;
         rank-4) distill --rank 4 --out runs/icons/loras/lcm-rank-4 ;;
         full) distill --full --out runs/icons/pipeline-lcm ;;
         steps)
