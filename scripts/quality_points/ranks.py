@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from lcm_points.records import newest, thousandth
 from points import Line, missing
 
-COMMAND = "examples/lcm/run.sh distill-4 ranks"
+COMMAND = "examples/lcm/run.sh rank-4 ranks"
 
 
 def lines() -> Iterator[Line]:
