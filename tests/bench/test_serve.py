@@ -15,6 +15,7 @@ from rich.console import Console
 from manylora.bench import serve, serve_command
 from manylora.bench.serve import Measured, measure, plan_runs
 from manylora.bench.serve_config import ServeBenchConfig
+from manylora.bench.serve_generator import generate
 from manylora.bench.serve_job import Outcome
 from manylora.bench.serve_journal import JOURNAL_FILE, Kept, finish
 from manylora.bench.serve_metrics import EngineCounts, MetricsWatch, parse_metrics
@@ -158,7 +159,7 @@ def test_an_interrupted_measurement_goes_on_where_it_stopped(model, double, monk
     monkeypatch.setattr(serve, "check_idle", lambda force: False)
     config = config_of(model, url=double.url, load=(0.5, 1.0), api_key=(KEY,), out=tmp_path / "out")
 
-    generate, jobs = serve.generate, []
+    jobs: list[object] = []
 
     def interrupt(job):
         jobs.append(job)
@@ -176,7 +177,8 @@ def test_an_interrupted_measurement_goes_on_where_it_stopped(model, double, monk
     journal.write_bytes(before + b'{"run":{"row":{"r')  # as a kill leaves it
     with pytest.raises(ConfigError, match=r"other settings: seed 42 there, 7 now\. Finish that one"):
         measure(replace(config, seed=7))
-    said, num_asked = [], len(double.bodies)
+    said: list[str] = []
+    num_asked = len(double.bodies)
     result = measure(replace(config, force=False), said.append).result
     assert "1 of 2 runs are there from before" in said
     first, second = result.rows

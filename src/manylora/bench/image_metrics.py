@@ -191,8 +191,7 @@ def within_manifold(x: ArrayLike, reference: ArrayLike, k: int = 3) -> Array:
         raise ConfigError(f"k must lie in [1, {len(reference) - 1}], got {k}")
     # Of a row the smallest is the picture's distance to itself.
     reach = np.partition(_distances(reference, reference), k, axis=1)[:, k]
-    inside: Array = (_distances(x, reference) <= reach).any(axis=1).astype(np.float64)
-    return inside
+    return np.asarray((_distances(x, reference) <= reach).any(axis=1), dtype=np.float64)
 
 
 def _distances(x: Array, y: Array) -> Array:  # [N, M]

@@ -178,7 +178,7 @@ class ImageProbe:
         further, _ = self._step(mixture, z_next[: len(z) - num_captions], t[stay], condition)
         before = x0[: len(z) - num_captions]
         residual = _ratio(float((further - before).norm()), float(before.norm()))
-        return _Seen(x0.unflatten(0, (len(self.timesteps), num_captions)), residual)
+        return _Seen(x0.reshape(len(self.timesteps), num_captions, *x0.shape[1:]), residual)
 
     def _step(
         self, mixture: Mixture, z: Tensor, t: Tensor, condition: Condition

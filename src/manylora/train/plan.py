@@ -35,7 +35,7 @@ def steps_per_epoch(config: PlannedConfig, num_rows: int) -> int:
 
 
 def num_steps(config: PlannedConfig, num_rows: int) -> int:
-    """Optimizer steps of the whole run: `max_steps` if it is given, for then `epochs` says nothing, as in transformers."""
+    """Optimizer steps of the whole run. `max_steps` goes before `epochs`, as in transformers."""
     if config.max_steps is not None:
         return config.max_steps
     return max(1, round(steps_per_epoch(config, num_rows) * config.epochs))
