@@ -99,7 +99,15 @@ def test_the_last_line_is_the_row(result, monkeypatch, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert json.loads(lines[-1]) == result.to_json()
     table = "\n".join(lines[:-1])
-    for word in ("base alone", "peft, batch 5", "without grouping", "toll", "ceilings", "decode", "all else"):
+    for word in (
+        "base alone",
+        "peft, batch 5",
+        "without grouping",
+        "toll",
+        "ceilings",
+        "decode",
+        "all else",
+    ):
         assert word in table
 
 
