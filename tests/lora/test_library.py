@@ -5,7 +5,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -540,10 +540,20 @@ def test_threads_share_one_reading_and_others_do_not_wait(root, monkeypatch):
         write_adapter(root / name, seed)
     library = Library(root)
     reads = SlowReads(monkeypatch, slow="alice")
+    waiting = threading.Semaphore(0)
+
+    class Awaited(Future):
+        def result(self, timeout=None):
+            waiting.release()
+            return super().result(timeout)
+
+    monkeypatch.setattr(reader, "Future", Awaited)
     ref = library.locate("alice")
     with ThreadPoolExecutor(8) as pool:
         futures = [pool.submit(library.load, ref) for _ in range(8)]
         assert reads.started.wait(10)
+        for _ in range(7):  # one reads; whoever came after its end would rightly read again
+            assert waiting.acquire(timeout=10)
         # While alice is being read, everything else goes on.
         assert library.load("bob").sites
         assert library.names() == ["alice", "bob"]
