@@ -11,10 +11,10 @@ from collections.abc import Iterator, Sequence
 from manylora.models.image_probe import DenoiserChange, ImageProbeResult
 from manylora.models.verdict import Finding, Threshold, Verdict
 
-PROMPT_DISAGREEMENT = Threshold("prompt_disagreement", strained=0.15, broken=0.3)
+PROMPT_DISAGREEMENT = Threshold("prompt_disagreement", strained=0.06, broken=0.15)
 """Prompts do not mean what they meant."""
 
-DIVERGENCE = Threshold("divergence", strained=0.6, broken=0.9)
+DIVERGENCE = Threshold("divergence", strained=0.28, broken=0.43)
 """The pictures are others, whatever the prompts mean: a style alone moves them, so this is large before it is bad."""
 
 
