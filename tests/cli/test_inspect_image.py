@@ -11,6 +11,7 @@ from manylora import save_adapter
 from manylora.cli.app import app
 from manylora.errors import ConfigError
 from manylora.models.diffusion_base import load_diffusion_base
+from manylora.models.image_repair import MIN_FACTOR
 from manylora.models.tiny_diffusion import tiny_sd
 from tests.image.pictures import random_adapter
 
@@ -64,7 +65,7 @@ def test_a_broken_mixture_gets_a_proposal(root: Path) -> None:
     facts = json.loads(run(root, *broken, "--repair", "--json"))
     assert facts["verdict"]["level"] == "broken"
     proposed = facts["repair"]
-    assert 0.25 <= proposed["factor"] < 1
+    assert MIN_FACTOR <= proposed["factor"] < 1
     assert proposed["mixture"].startswith("other:")
     assert "Repair:" in run(root, *broken, "--repair")
     assert "Repair: none needed" in run(root, "lcm", "style:0.01", "--repair")
