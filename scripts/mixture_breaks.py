@@ -42,7 +42,7 @@ from manylora.lora.mixture import Mixture
 from manylora.models.diffusion_base import DiffusionBase, load_diffusion_base
 from manylora.models.diffusion_norms import module_norms
 from manylora.models.image_probe import ImageProbe
-from manylora.models.image_repair import repair
+from manylora.models.image_repair import LIMIT, MIN_FACTOR, repair
 from manylora.models.image_verdict import DIVERGENCE, PROMPT_DISAGREEMENT
 from manylora.training.aside import write_text_aside
 from merged_rows import MergedRows, refuse_if_unlike
@@ -198,9 +198,9 @@ def measure_all(bench: Bench, file: Path, num_sets: int, about: Mapping[str, Any
 def repair_all(bench: Bench, file: Path) -> None:
     """Repair every broken set of the half that is held out, by the thresholds of today."""
     kept = _read(file)
-    thresholds = [asdict(PROMPT_DISAGREEMENT), asdict(DIVERGENCE)]
-    if kept.get("repaired_by") != thresholds:
-        kept["repaired_by"] = thresholds
+    by = [asdict(PROMPT_DISAGREEMENT), asdict(DIVERGENCE), {"limit": LIMIT, "min_factor": MIN_FACTOR}]
+    if kept.get("repaired_by") != by:
+        kept["repaired_by"] = by
         for row in kept["rows"]:
             row.pop("repair", None)
     limit = BROKEN_BELOW * kept["reference"]["good"]

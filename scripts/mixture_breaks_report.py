@@ -230,6 +230,8 @@ def draw(measured: Measured, file: Path) -> None:
     left.legend(fontsize=7)
     right.axvline(1.0, color="0.5", lw=0.8, ls="--")
     right.set(xlabel="risk by the probe (broken above 1)", xscale="log", title="What the probe foresees")
+    right.minorticks_off()  # their labels would lie over each other
+    right.set_xticks(ticks := [0.3, 0.5, 1, 2, 5], [f"{tick:g}" for tick in ticks])
     figure.savefig(file)
 
 

@@ -8,8 +8,11 @@ from manylora.lora.mixture import Mixture, MixtureLike
 from manylora.models.image_probe import DenoiserChange, ImageProbe
 from manylora.models.image_verdict import risk
 
-MIN_FACTOR = 0.25
-"""Below it nothing is left of a style that would be worth a repair."""
+MIN_FACTOR = 0.1
+"""Below it nothing is left that would be worth a repair, not even of eight styles together."""
+
+LIMIT = 0.6
+"""Of `image_verdict.risk`, at which 1 is broken; at this or less a mixture is rarely even strained."""
 
 NUM_HALVINGS = 5
 """Of the interval in which the factor lies: it comes out within 0.02."""
@@ -30,7 +33,7 @@ class Repair:
     """Whether the probe finds the proposal safe. False: even at the least factor it does not."""
 
 
-def repair(probe: ImageProbe, mixture: MixtureLike, *, limit: float = 0.8) -> Repair:
+def repair(probe: ImageProbe, mixture: MixtureLike, *, limit: float = LIMIT) -> Repair:
     """Return the strongest mixture of the same proportions whose risk is at most `limit`.
 
     The acceleration LoRA is in the probe's reference and keeps its weight: scaled down, few steps are too few.
