@@ -14,7 +14,6 @@ from manylora.bench.image_table import RowFigures
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 STYLES = ("paper-cut", "pixel-art", "fluent-emoji", "fluent-emoji-high-contrast", "stained-glass")
-"""The last is not shipped."""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -150,23 +149,17 @@ def test_styles_are_kept_or_not(records, with_lora, is_kept):
         phased=["phased-4"],
     )
     found = verdicts("universal")
-    assert found["shipped styles that the base has not seen"]
-    judged = {point: ok for point, ok in found.items() if "/ alone at 32" in point}
-    of_lcm = [
-        point for point in judged if "prompt" in point and "LCM-LoRA" in point and "base" not in point
-    ]
-    only_reported = [point for point in judged if point.startswith(STYLES[-1]) or point in of_lcm]
+    assert found["styles that the base has not seen"]
+    judged = [ok for point, ok in found.items() if "/ alone at 32" in point]
     assert (
-        len(only_reported) == 8
-    )  # four lines of what is not shipped, and the prompts of four styles with the LCM-LoRA
-    assert all(judged.pop(point) for point in only_reported)
-    assert list(judged.values()) == [is_kept] * 14
+        judged == [is_kept] * 22
+    )  # style and prompt of five styles beside two LoRAs, and of the other base
 
 
 def test_styles_without_a_phased_lora_are_not_shown(records):
     rows = universal_table(2.5, "lcm", STYLES, "other", "fluent-emoji")
     kept(records, "universal", rows, lambda row: 0.05, phased=[])
-    assert not verdicts("universal")["paper-cut beside a LoRA distilled by phases"]
+    assert not verdicts("universal")["a LoRA distilled by phases beside styles"]
 
 
 def test_a_group_of_which_nothing_ran_has_failed():
