@@ -542,7 +542,7 @@ def test_threads_share_one_reading_and_others_do_not_wait(root, monkeypatch):
     reads = SlowReads(monkeypatch, slow="alice")
     waiting = threading.Semaphore(0)
 
-    class Awaited(Future):
+    class Awaited(Future[Adapter]):
         def result(self, timeout=None):
             waiting.release()
             return super().result(timeout)
