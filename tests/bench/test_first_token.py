@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from manylora.bench import first_token, first_token_command
+from manylora.bench import first_token, first_token_command, records
 from manylora.bench.first_token_config import FirstTokenConfig
 from manylora.bench.steptime import SlowLibrary
 from manylora.errors import ConfigError
@@ -55,10 +55,10 @@ def test_the_names_of_a_record_are_frozen_and_no_path_is_in_it(result, tiny_mode
 
 def test_a_record_is_kept_by_day_machine_and_dtype(result, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(first_token_command, "run", lambda config, report: result)
-    monkeypatch.setattr(first_token_command, "records_folder", lambda: tmp_path)
+    monkeypatch.setattr(records, "records_folder", lambda: tmp_path)
     first_token_command.bench_first_token(FirstTokenConfig(model="m"))
     assert not list(tmp_path.iterdir())
-    monkeypatch.setattr(first_token_command, "should_record", lambda _: True)
+    monkeypatch.setattr(records, "should_record", lambda _: True)
     first_token_command.bench_first_token(FirstTokenConfig(model="m"))
     (file,) = tmp_path.iterdir()
     assert file.name == f"{result.started[:10]}_{result.machine.slug}_first-token-float32.json"

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from manylora.bench import kernels, kernels_command
+from manylora.bench import kernels, kernels_command, records
 from manylora.bench.ceilings import Ceilings
 from manylora.bench.kernels_case import Arm, Case, Times, Work, check_agreement, filled, measure, num_sets
 from manylora.bench.kernels_config import KERNELS, KernelsConfig, numbers_of
@@ -88,7 +88,7 @@ def test_the_last_line_is_the_row(result, monkeypatch, capsys):
 
 def test_a_kept_record_is_named_by_day_and_machine(result, tmp_path, monkeypatch):
     monkeypatch.setattr(kernels_command, "run", lambda config, report: replace(result, config=config))
-    monkeypatch.setattr(kernels_command, "records_folder", lambda: tmp_path)
+    monkeypatch.setattr(records, "records_folder", lambda: tmp_path)
     kernels_command.bench_kernels(replace(result.config, record=True, json=True))
     (file,) = tmp_path.iterdir()
     assert file.name == f"{result.started[:10]}_{result.machine.slug}_kernels.json"

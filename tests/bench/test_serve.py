@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from manylora.bench import serve, serve_command
+from manylora.bench import records, serve, serve_command
 from manylora.bench.serve import Measured, measure, plan_runs
 from manylora.bench.serve_config import ServeBenchConfig
 from manylora.bench.serve_generator import generate
@@ -119,7 +119,7 @@ def test_the_command_of_a_record_measures_it_again(measured):
 
 
 def test_the_command_prints_writes_and_keeps(measured, monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(serve_command, "records_folder", lambda: tmp_path / "records")
+    monkeypatch.setattr(records, "records_folder", lambda: tmp_path / "records")
     config = replace(measured.result.config, record=True, out=tmp_path / "out")
     monkeypatch.setattr(
         serve_command,
@@ -150,7 +150,7 @@ def test_the_command_prints_writes_and_keeps(measured, monkeypatch, tmp_path, ca
 
 
 def test_a_record_can_only_be_kept_in_a_repository(monkeypatch):
-    monkeypatch.setattr(serve_command, "records_folder", lambda: None)
+    monkeypatch.setattr(records, "records_folder", lambda: None)
     with pytest.raises(ConfigError, match="leave out --record"):
         serve_command.bench_serve(ServeBenchConfig(model="m", record=True))
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from manylora.bench import steps, steps_command
+from manylora.bench import records, steps, steps_command
 from manylora.bench.adapters import write_adapters
 from manylora.bench.steps import time_steps
 from manylora.bench.steps_config import Point, StepsConfig
@@ -63,7 +63,7 @@ def test_the_names_of_a_row_are_frozen_and_it_names_no_path(result, tiny_model):
 
 def test_the_last_line_is_the_row(result, monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(steps_command, "run", lambda config, report: result)
-    monkeypatch.setattr(steps_command, "records_folder", lambda: tmp_path)
+    monkeypatch.setattr(records, "records_folder", lambda: tmp_path)
     steps_command.bench_steps(replace(result.config, record=True))
     lines = capsys.readouterr().out.splitlines()
     assert json.loads(lines[-1]) == json.loads(json.dumps(result.to_json()))

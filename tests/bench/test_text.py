@@ -140,10 +140,10 @@ def test_which_rows_are_kept(result, record, dirty, forced, kept):
 
 
 def test_a_row_can_only_be_kept_in_a_repository(monkeypatch):
-    monkeypatch.setattr(command, "records_folder", lambda: None)
+    assert records.records_folder() is not None
+    monkeypatch.setattr(records, "records_folder", lambda: None)
     with pytest.raises(ConfigError, match="leave out --record"):
         command.bench_text(BenchConfig(model="m", record=True))
-    assert records.records_folder() is not None
 
 
 def test_a_peer_without_its_environment_is_refused_before_anything_is_measured(monkeypatch, tmp_path):

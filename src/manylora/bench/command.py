@@ -8,10 +8,9 @@ from collections.abc import Callable
 from rich.console import Console
 
 from manylora.bench.config import BenchConfig
-from manylora.bench.records import append_record, records_folder, should_record
+from manylora.bench.records import append_record, folder_for, should_record
 from manylora.bench.report import json_line, print_result
 from manylora.bench.text import run
-from manylora.errors import ConfigError
 
 
 def bench_text(config: BenchConfig) -> None:
@@ -20,11 +19,7 @@ def bench_text(config: BenchConfig) -> None:
     Raises:
         ConfigError: the machine is busy; or the row shall be kept and there is no repository to keep it in.
     """
-    folder = records_folder()
-    if config.record and folder is None:
-        raise ConfigError(
-            "a row can only be kept by code that runs from its repository; leave out --record"
-        )
+    folder = folder_for(config)
     result = run(config, progress_lines(Console(stderr=True)))
     if not config.json:
         print_result(result)

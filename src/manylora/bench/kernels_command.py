@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from rich.console import Console
@@ -12,9 +11,7 @@ from manylora.bench.kernels import run
 from manylora.bench.kernels_config import KernelsConfig
 from manylora.bench.kernels_report import print_result
 from manylora.bench.kernels_result import KernelsResult
-from manylora.bench.records import records_folder, should_record
-from manylora.errors import ConfigError
-from manylora.training.aside import write_text_aside
+from manylora.bench.records import folder_for, keep_and_print
 
 
 def bench_kernels(config: KernelsConfig) -> None:
@@ -23,17 +20,11 @@ def bench_kernels(config: KernelsConfig) -> None:
     Raises:
         ConfigError: the machine is busy; or the record shall be kept and there is no repository to keep it in.
     """
-    folder = records_folder()
-    if config.record and folder is None:
-        raise ConfigError(
-            "a record can only be kept by code that runs from its repository; leave out --record"
-        )
+    folder = folder_for(config)
     result = run(config, progress_lines(Console(stderr=True)))
     if not config.json:
         print_result(result)
-    if folder is not None and should_record(result):
-        write_text_aside(record_file(result, folder), json.dumps(result.to_json(), indent=1) + "\n")
-    print(json.dumps(result.to_json(), separators=(",", ":")))
+    keep_and_print(result, None if folder is None else record_file(result, folder))
 
 
 def record_file(result: KernelsResult, folder: Path) -> Path:

@@ -9,14 +9,13 @@ import msgspec
 from rich.console import Console
 
 from manylora.bench.command import progress_lines
-from manylora.bench.records import records_folder, should_record
+from manylora.bench.records import folder_for, should_record
 from manylora.bench.serve import Measured, measure
 from manylora.bench.serve_config import ServeBenchConfig
 from manylora.bench.serve_journal import finish
 from manylora.bench.serve_plots import plot_all
 from manylora.bench.serve_report import json_line, print_result
 from manylora.bench.serve_result import ServeResult, settings_digest
-from manylora.errors import ConfigError
 from manylora.training.aside import write_text_aside
 
 
@@ -26,11 +25,7 @@ def bench_serve(config: ServeBenchConfig) -> None:
     Raises:
         ConfigError: the machine is busy; or the record shall be kept and there is no repository to keep it in.
     """
-    folder = records_folder()
-    if config.record and folder is None:
-        raise ConfigError(
-            "a record can only be kept by code that runs from its repository; leave out --record"
-        )
+    folder = folder_for(config)
     measured = measure(config, progress_lines(Console(stderr=True)))
     if not config.json:
         print_result(measured.result)

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from rich.console import Console
 
 from manylora.bench.command import progress_lines
-from manylora.bench.records import records_folder, should_record
+from manylora.bench.records import folder_for, keep_and_print
 from manylora.bench.steps import run
 from manylora.bench.steps_config import StepsConfig
 from manylora.bench.steps_result import StepsResult, print_result
-from manylora.errors import ConfigError
-from manylora.training.aside import write_text_aside
 
 
 def bench_steps(config: StepsConfig) -> None:
@@ -22,17 +19,11 @@ def bench_steps(config: StepsConfig) -> None:
     Raises:
         ConfigError: the machine is busy; or the record shall be kept and there is no repository to keep it in.
     """
-    folder = records_folder()
-    if config.record and folder is None:
-        raise ConfigError(
-            "a record can only be kept by code that runs from its repository; leave out --record"
-        )
+    folder = folder_for(config)
     result = run(config, progress_lines(Console(stderr=True)))
     if not config.json:
         print_result(result)
-    if folder is not None and should_record(result):
-        write_text_aside(record_file(result, folder), json.dumps(result.to_json(), indent=1) + "\n")
-    print(json.dumps(result.to_json(), separators=(",", ":")))
+    keep_and_print(result, None if folder is None else record_file(result, folder))
 
 
 def record_file(result: StepsResult, folder: Path) -> Path:
