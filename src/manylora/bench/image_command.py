@@ -81,9 +81,10 @@ def rows_of(config: ImageBenchConfig) -> list[ImageRow]:
             _phased(config),
         )
     if config.table == "ranks":
+        assert config.loras is not None
         return ranks_table(
             config.guidance,
-            _library(config),
+            Library(config.loras),  # only ranks are asked: the cuts themselves are the table's
             _fast(config),
             config.ranks,
             _accelerators(config, config.retrained),
