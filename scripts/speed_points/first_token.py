@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from points import Line, missing
-from speed_points.text_records import RECORDS
+from speed_points.text_records import RECORDS, said
 
 COMMAND = "benchmarks/figures/first_token.sh"
 DTYPES = ("float32", "int8")
 NUM_SAMPLES = 200
+SETTINGS = {"rank": 8, "prompt_tokens": 64, "in_pool": 32}
 BOUNDS = {"p50": 1.2, "p99": 1.5}
 
 
@@ -22,7 +23,7 @@ def lines() -> Iterator[Line]:
             continue
         config = record["config"]
         yield Line(
-            f"first token, {dtype}: {record['started'][:10]}, commit {record['commit'][:9]}",
+            f"first token, {dtype}: {said(record)}",
             f"{config['samples']} adapters of rank {config['rank']}, {record['adapter_loads']} loads",
             f">= {NUM_SAMPLES}, each loaded; `{COMMAND}`",
             config["samples"] >= NUM_SAMPLES
@@ -41,7 +42,8 @@ def lines() -> Iterator[Line]:
 
 
 def newest(dtype: str, folder: Path = RECORDS) -> dict[str, Any] | None:
-    """The newest record of a dtype."""
-    files = folder.glob(f"*_first-token-{dtype}.json")
+    """The newest record of a dtype and the figure's settings."""
+    files = folder.glob(f"*_first-token-{dtype}-*.json")
     records = [json.loads(file.read_text(encoding="utf-8")) for file in files]
-    return max(records, key=lambda record: str(record["started"]), default=None)
+    fitting = [record for record in records if SETTINGS.items() <= record["config"].items()]
+    return max(fitting, key=lambda record: str(record["started"]), default=None)

@@ -55,9 +55,10 @@ def lines() -> Iterator[Line]:
 
 
 def newest(folder: Path = RECORDS) -> Record | None:
-    """The newest record."""
-    records = [json.loads(file.read_text(encoding="utf-8")) for file in folder.glob("*_kernels.json")]
-    return max(records, key=lambda record: str(record["started"]), default=None)
+    """The newest record of what the bounds speak of; other settings are somebody's own question."""
+    records = [json.loads(file.read_text(encoding="utf-8")) for file in folder.glob("*_kernels-*.json")]
+    fitting = [record for record in records if f"{record['command']} --record" == COMMAND]
+    return max(fitting, key=lambda record: str(record["started"]), default=None)
 
 
 def find(record: Record, kernel: str, shape: str) -> dict[str, Any] | None:

@@ -156,7 +156,7 @@ def _sound(claim: Claim, row: Row, peer: str) -> Iterator[Line]:
         yield Line(
             f"  {peer} here / on the machine where it was known",
             f"{rate:.0f} / {known} tokens/s = {rate / known:.2f}",
-            "reported" if near else f"reported; beyond {NEAR:.0%}: docs/benchmarks.md says why",
+            "reported" if near else f"reported; beyond {NEAR:.0%}",
             True,
         )
     if claim.settings["dtype"] == "float32" and not peer.endswith("q8_0"):

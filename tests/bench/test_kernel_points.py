@@ -91,7 +91,7 @@ def test_without_records_the_commands_are_told(lines):
 
 
 def test_a_good_record_of_kernels_passes(lines):
-    keep(lines.folder, "2026-01-01_m_kernels.json", kernel_record())
+    keep(lines.folder, "2026-01-01_m_kernels-0.json", kernel_record())
     shown = lines("kernels")
     assert all(line.ok for line in shown)
     assert len(shown) == 1 + 4 + 2 + 1 + 3
@@ -112,20 +112,41 @@ def test_a_good_record_of_kernels_passes(lines):
     ],
 )
 def test_each_bound_of_the_kernels_can_fail(lines, worse, failed):
-    keep(lines.folder, "2026-01-01_m_kernels.json", kernel_record(**worse))
+    keep(lines.folder, "2026-01-01_m_kernels-0.json", kernel_record(**worse))
     assert sum(not line.ok for line in lines("kernels")) == failed
 
 
 def test_the_newest_record_is_read_and_a_missing_row_fails(lines):
-    keep(lines.folder, "2026-01-01_m_kernels.json", kernel_record())
-    keep(lines.folder, "2026-01-02_m_kernels.json", kernel_record(started="2026-01-02", rows=[]))
+    keep(lines.folder, "2026-01-01_m_kernels-0.json", kernel_record())
+    keep(lines.folder, "2026-01-02_m_kernels-0.json", kernel_record(started="2026-01-02", rows=[]))
     assert sum(not line.ok for line in lines("kernels")) == 2 + 2 + 1
 
 
-def steps_record(residual: float) -> dict[str, Any]:
+def test_a_record_of_other_settings_is_no_answer(lines):
+    other = kernel_record(started="2026-01-02", command="manylora bench kernels --kernels shrink", rows=[])
+    keep(lines.folder, "2026-01-02_m_kernels-1.json", other)
+    assert [line.ok for line in lines("kernels")] == [False]
+    keep(lines.folder, "2026-01-01_m_kernels-0.json", kernel_record())
+    assert all(line.ok for line in lines("kernels"))
+
+
+def test_a_busy_machine_tells_nothing_of_steps(lines):
+    for dtype in ("float32", "int8"):
+        keep(lines.folder, f"2026-01-01_m_steps-{dtype}-0.json", steps_record(0.01, dtype, forced=True))
+    assert [line.ok for line in lines("steps")] == [False] * 8
+
+
+def steps_record(residual: float, dtype: str, *, forced: bool = False) -> dict[str, Any]:
     points = [{"value": n, "step_s": 0.1, "residual": residual if n == 8 else 0.01} for n in (1, 8, 64)]
     table = {"intercept_s": 0.01, "slope_s": 0.001, "largest_residual": abs(residual), "points": points}
-    about = {"started": "2026-01-01", "commit": "abc1234", "dirty": False, "forced": False}
+    command = "manylora bench steps" + (f" --dtype {dtype}" if dtype != "float32" else "")
+    about = {
+        "started": "2026-01-01",
+        "commit": "abc1234",
+        "dirty": False,
+        "forced": forced,
+        "command": command,
+    }
     return {**about, "tables": dict.fromkeys(("batch", "context", "rank"), table)}
 
 
@@ -153,7 +174,7 @@ def text_row(spent_s: float, dtype: str) -> str:
 )
 def test_steps_are_held_to_their_bytes_and_to_their_lines(lines, spent_s, residual, failed):
     for dtype in ("float32", "int8"):
-        keep(lines.folder, f"2026-01-01_m_steps-{dtype}.json", steps_record(residual))
+        keep(lines.folder, f"2026-01-01_m_steps-{dtype}-0.json", steps_record(residual, dtype))
     rows = "".join(text_row(spent_s, dtype) for dtype in ("float32", "int8"))
     (lines.folder / "2026-01-01_m.jsonl").write_text(rows)
     shown = lines("steps")

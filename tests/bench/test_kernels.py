@@ -13,8 +13,9 @@ from manylora.bench.kernels_config import KERNELS, KernelsConfig, numbers_of
 from manylora.bench.kernels_gather import gather_expand, gather_shrink
 from manylora.bench.kernels_lora import LoraCalls
 from manylora.bench.kernels_lora_data import LoraData
-from manylora.bench.kernels_result import KernelFigures, KernelsResult, command_line
+from manylora.bench.kernels_result import KernelFigures, KernelsResult
 from manylora.bench.machine import check_memory, last_level_cache_bytes
+from manylora.bench.settings import command_line
 from manylora.errors import ConfigError
 from manylora.kernels import native
 from manylora.models.loading import load_config
@@ -60,8 +61,7 @@ def test_every_kernel_is_measured_beside_its_twin(result):
             ("expand", {"gather", "dense"}),
             ("lora", {"gather"}),
         ):
-            row = result.find(kernel, shape)
-            assert row is not None
+            row = next(row for row in result.rows if (row.kernel, row.shape) == (kernel, shape))
             assert set(row.times) == {"ours", "torch"} | others
 
 
@@ -86,12 +86,16 @@ def test_the_last_line_is_the_row(result, monkeypatch, capsys):
         assert word in table
 
 
-def test_a_kept_record_is_named_by_day_and_machine(result, tmp_path, monkeypatch):
+def test_a_kept_record_is_named_by_day_machine_and_settings(result, tmp_path, monkeypatch):
     monkeypatch.setattr(kernels_command, "run", lambda config, report: replace(result, config=config))
     monkeypatch.setattr(records, "records_folder", lambda: tmp_path)
     kernels_command.bench_kernels(replace(result.config, record=True, json=True))
     (file,) = tmp_path.iterdir()
-    assert file.name == f"{result.started[:10]}_{result.machine.slug}_kernels.json"
+    assert file.name.startswith(f"{result.started[:10]}_{result.machine.slug}_kernels-")
+    same = replace(result, config=replace(result.config, force=True, json=False))
+    other = replace(result, config=replace(result.config, kernels=("shrink",)))
+    assert kernels_command.record_file(same, tmp_path) == file
+    assert kernels_command.record_file(other, tmp_path) != file, "it would be overwritten"
     assert json.loads(file.read_text())["rows"] == json.loads(json.dumps(result.to_json()["rows"]))
 
 
@@ -216,8 +220,11 @@ def test_settings_that_cannot_be_measured_are_refused(settings, message):
 
 def test_settings_of_shapes():
     assert numbers_of("lora", "rows:adapters:rank", "512:32:64") == (512, 32, 64)
-    assert command_line(KernelsConfig()) == "manylora bench kernels"
-    assert command_line(KernelsConfig(rows=(1, 2), force=True)) == "manylora bench kernels --rows 1,2"
+    assert command_line("kernels", KernelsConfig()) == "manylora bench kernels"
+    assert (
+        command_line("kernels", KernelsConfig(rows=(1, 2), force=True))
+        == "manylora bench kernels --rows 1,2"
+    )
 
 
 def test_what_does_not_fit_in_memory_is_refused(config):

@@ -158,9 +158,13 @@ def test_first_tokens(records, p50, p99, oks):
         record = {
             "started": "2026-01-01", "commit": "abc123456789", "forced": False, "adapter_loads": 200,
             "cold": {"p50_s": 0.01 * p50, "p99_s": 0.02 * p99}, "warm": {"p50_s": 0.01, "p99_s": 0.02},
-            "p50_ratio": p50, "p99_ratio": p99, "config": {"samples": 200, "rank": 8},
+            "p50_ratio": p50, "p99_ratio": p99, "dirty": False,
+            "config": {"samples": 200, "rank": 8, "prompt_tokens": 64, "in_pool": 32},
         }  # fmt: skip
-        (records / f"2026-01-01_machine_first-token-{dtype}.json").write_text(json.dumps(record))
+        file = records / f"2026-01-01_machine_first-token-{dtype}-0.json"
+        file.write_text(json.dumps(record | {"config": record["config"] | {"rank": 64}}))
+        assert not any(line.ok for line in lines("first_token") if dtype in line.point), "another rank's"
+        file.write_text(json.dumps(record))
     assert [line.ok for line in lines("first_token")] == 2 * oks
 
 

@@ -10,6 +10,7 @@ from manylora.bench.command import progress_lines
 from manylora.bench.first_token import FirstTokenResult, Waits, run
 from manylora.bench.first_token_config import FirstTokenConfig
 from manylora.bench.records import folder_for, keep_and_print
+from manylora.bench.settings import settings_digest
 
 
 def bench_first_token(config: FirstTokenConfig) -> None:
@@ -27,9 +28,9 @@ def bench_first_token(config: FirstTokenConfig) -> None:
 
 
 def record_file(result: FirstTokenResult, folder: Path) -> Path:
-    """Where a record is kept: one a day, machine and dtype, the newest."""
-    name = f"{result.started[:10]}_{result.machine.slug}_first-token-{result.config.dtype}.json"
-    return folder / name
+    """Where a record is kept: one of equal settings a day and machine, the newest."""
+    kind = f"first-token-{result.config.dtype}-{settings_digest(result.config)}"
+    return folder / f"{result.started[:10]}_{result.machine.slug}_{kind}.json"
 
 
 def lines_of(result: FirstTokenResult) -> list[str]:

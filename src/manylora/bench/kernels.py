@@ -20,7 +20,7 @@ from manylora.bench.kernels_attention import attention_cases
 from manylora.bench.kernels_case import Case, measure, num_sets
 from manylora.bench.kernels_config import KernelsConfig
 from manylora.bench.kernels_lora import lora_cases
-from manylora.bench.kernels_result import KernelFigures, KernelsResult, command_line, told
+from manylora.bench.kernels_result import KernelFigures, KernelsResult
 from manylora.bench.kernels_rows import product_cases, row_cases
 from manylora.bench.machine import (
     LoadWatch,
@@ -30,6 +30,7 @@ from manylora.bench.machine import (
     describe_revision,
     last_level_cache_bytes,
 )
+from manylora.bench.settings import command_line, told
 from manylora.kernels import available_backends, native
 from manylora.models.config import LlamaConfig
 from manylora.models.loading import load_config
@@ -73,7 +74,7 @@ def run(config: KernelsConfig, report: Report = lambda _: None) -> KernelsResult
         last_level_cache_bytes=cache_bytes,
         threads=config.num_threads,
         config=told(config),
-        command=command_line(config),
+        command=command_line("kernels", config),
         commit=revision.commit,
         dirty=revision.dirty,
         started=started,
@@ -84,7 +85,7 @@ def run(config: KernelsConfig, report: Report = lambda _: None) -> KernelsResult
 
 
 def _ceilings(config: KernelsConfig, model: LlamaConfig, working_set_bytes: int) -> Ceilings:
-    """Measured on working sets of the same size as the kernels'."""
+    """Products on working sets as large as the kernels'; memory on what was asked for, else on what no cache holds."""
     products = layer_products(model)
     layer_bytes = 4 * sum(out * fan_in for out, fan_in in products)
     return measure_ceilings(

@@ -12,6 +12,7 @@ from manylora.bench.kernels_config import KernelsConfig
 from manylora.bench.kernels_report import print_result
 from manylora.bench.kernels_result import KernelsResult
 from manylora.bench.records import folder_for, keep_and_print
+from manylora.bench.settings import settings_digest
 
 
 def bench_kernels(config: KernelsConfig) -> None:
@@ -28,5 +29,6 @@ def bench_kernels(config: KernelsConfig) -> None:
 
 
 def record_file(result: KernelsResult, folder: Path) -> Path:
-    """Where a record is kept: one a day and machine, the newest."""
-    return folder / f"{result.started[:10]}_{result.machine.slug}_kernels.json"
+    """Where a record is kept: one of equal settings a day and machine, the newest."""
+    kind = f"kernels-{settings_digest(result.config)}"
+    return folder / f"{result.started[:10]}_{result.machine.slug}_{kind}.json"

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
-from pathlib import Path
+from dataclasses import asdict, dataclass
 from typing import Any, Self
 
 from manylora.bench.ceilings import Ceilings
@@ -100,29 +98,5 @@ class KernelsResult:
     """The machine was busy, and --force measured all the same."""
 
     def to_json(self) -> dict[str, Any]:
-        values = {**asdict(self), "config": asdict(told(self.config))}
-        row: dict[str, Any] = {"bench": "kernels", **rounded(values)}
+        row: dict[str, Any] = {"bench": "kernels", **rounded(asdict(self))}
         return row
-
-    def find(self, kernel: str, shape: str) -> KernelFigures | None:
-        """The row of a kernel on a shape; None where it was not measured."""
-        return next((row for row in self.rows if (row.kernel, row.shape) == (kernel, shape)), None)
-
-
-def told(config: KernelsConfig) -> KernelsConfig:
-    """The settings without where things lie on somebody's machine."""
-    model = Path(config.model).name if Path(config.model).exists() else config.model
-    return replace(config, model=model)
-
-
-def command_line(config: KernelsConfig) -> str:
-    """The command that measures this again, with the options that are not the default."""
-    parts = ["manylora", "bench", "kernels"]
-    for option in fields(config):
-        if option.name in ("record", "json", "force"):
-            continue
-        value = getattr(told(config), option.name)
-        if value != option.default:
-            shown = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
-            parts += [f"--{option.name.replace('_', '-')}", shown]
-    return shlex.join(parts)

@@ -20,9 +20,10 @@ from manylora.bench.adapters import adapter_name, write_adapters
 from manylora.bench.ceilings import torch_threads
 from manylora.bench.floor import DecoderCosts, adapter_bytes
 from manylora.bench.machine import LoadWatch, check_idle, describe_machine, describe_revision
+from manylora.bench.settings import command_line, told
 from manylora.bench.steps_config import Point, StepsConfig
 from manylora.bench.steps_fit import StepTable
-from manylora.bench.steps_result import StepsResult, command_line, told
+from manylora.bench.steps_result import StepsResult
 from manylora.errors import ConfigError
 from manylora.lora.library import Library
 from manylora.models.llama import Llama
@@ -72,7 +73,7 @@ def run(config: StepsConfig, report: Report = lambda _: None) -> StepsResult:
         },
         threads=config.num_threads,
         config=told(config),
-        command=command_line(config),
+        command=command_line("steps", config),
         commit=revision.commit,
         dirty=revision.dirty,
         started=started,

@@ -8,6 +8,7 @@ from rich.console import Console
 
 from manylora.bench.command import progress_lines
 from manylora.bench.records import folder_for, keep_and_print
+from manylora.bench.settings import settings_digest
 from manylora.bench.steps import run
 from manylora.bench.steps_config import StepsConfig
 from manylora.bench.steps_result import StepsResult, print_result
@@ -27,5 +28,6 @@ def bench_steps(config: StepsConfig) -> None:
 
 
 def record_file(result: StepsResult, folder: Path) -> Path:
-    """Where a record is kept: one a day, machine and dtype, the newest."""
-    return folder / f"{result.started[:10]}_{result.machine.slug}_steps-{result.config.dtype}.json"
+    """Where a record is kept: one of equal settings a day and machine, the newest."""
+    kind = f"steps-{result.config.dtype}-{settings_digest(result.config)}"
+    return folder / f"{result.started[:10]}_{result.machine.slug}_{kind}.json"

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
-from pathlib import Path
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from rich.console import Console
@@ -43,23 +41,6 @@ class StepsResult:
     def to_json(self) -> dict[str, Any]:
         row: dict[str, Any] = {"bench": "steps", **rounded(asdict(self))}
         return row
-
-
-def told(config: StepsConfig) -> StepsConfig:
-    """The settings without where things lie on somebody's machine."""
-    model = Path(config.model).name if Path(config.model).exists() else config.model
-    return replace(config, model=model)
-
-
-def command_line(config: StepsConfig) -> str:
-    """The command that measures this again, with the options that are not the default."""
-    parts = ["manylora", "bench", "steps"]
-    for option in fields(config):
-        value = getattr(told(config), option.name)
-        if option.name not in ("record", "json", "force") and value != option.default:
-            shown = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
-            parts += [f"--{option.name.replace('_', '-')}", shown]
-    return shlex.join(parts)
 
 
 def print_result(result: StepsResult, console: Console | None = None) -> None:
