@@ -67,7 +67,7 @@ for step in "$@"; do
         steps)
             full=()
             [ ! -d runs/icons/pipeline-lcm ] || full=(--full runs/icons/pipeline-lcm)
-            bench --table steps --num-seeds 5 --train-data icons/data/train --phased "$(made phased-4 phased-2 phased-1)" \
+            bench --table steps --num-seeds 5 --train-data icons/data/train --phased "$(made phased-4 phased-1)" \
                 "${full[@]}"
             ;;
         universal)

@@ -39,7 +39,9 @@ def lines() -> Iterator[Line]:
             away.value > 0,
         )
     share, rows = mended(measured)
-    if not rows:
+    if len(rows) < int(
+        measured.is_broken(measured.group("held")).sum()
+    ):  # none, or an interrupted run's first ones
         yield missing("broken sets that the proposed weights mend", f"{COMMAND} repair")
         return
     yield Line(

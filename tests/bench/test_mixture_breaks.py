@@ -216,9 +216,9 @@ def test_the_report_prints_and_draws(tmp_path, capsys):
 
 
 def test_quality_points_read_the_rows(tmp_path, monkeypatch):
-    part, breaks = script("quality_points.diagnosis"), script("mixture_breaks")
-    found = list(part.lines()) if not breaks.DATA.is_file() else []
-    assert not any(line.ok for line in found)
+    part = script("quality_points.diagnosis")
+    monkeypatch.setattr(part, "DATA", tmp_path / "none.json")
+    assert [line.ok for line in part.lines()] == [False]
     rows = made_up(160)
     for row in rows:
         if row["good"] < 0.7 and row["group"] == "held":
@@ -230,6 +230,9 @@ def test_quality_points_read_the_rows(tmp_path, monkeypatch):
     monkeypatch.setattr(part, "read", lambda: script("mixture_breaks_report").read(file))
     assert all(line.ok for line in part.lines())
     assert len(list(part.lines())) == 2 + 3 + 1
+    next(row for row in rows if "repair" in row).pop("repair")
+    file.write_text(json.dumps(kept | {"rows": rows}))
+    assert [line.ok for line in part.lines()] == [True] * 5 + [False], "an interrupted repair"
     file.write_text(json.dumps(kept | {"rows": made_up(160, is_useless=True)}))
     lines = {line.point: line.ok for line in part.lines()}
     assert not lines["verdict: area under the ROC curve, held-out sets"]

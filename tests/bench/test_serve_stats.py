@@ -169,3 +169,4 @@ def test_the_interval_of_the_95th_percentile_holds_it_as_often_as_it_says(n):
     held = [found is not None and found[0] <= 0.95 <= found[1] for found in intervals]
     assert 0.88 <= np.mean(held) <= 1.0
     assert p95_interval(rng.random(71).tolist()) is None, "all may lie below it"
+    assert p95_interval(rng.random(72).tolist()) is not None

@@ -163,11 +163,13 @@ def test_every_option_explains_itself() -> None:
         ["bench", "text"],
         ["bench", "kernels"],
         ["bench", "steps"],
+        ["bench", "first-token"],
         ["bench", "serve"],
         ["serve"],
         ["bench", "image"],
         ["compose"],
         ["convert"],
+        ["inspect"],
         ["demo"],
     ):
         result = run(app, [*command, "--help"], env={"COLUMNS": "400"})

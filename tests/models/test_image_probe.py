@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
-from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
-from manylora import Adapter, Library, LoraPair
+from manylora import Adapter, Library
 from manylora.errors import RequestError
 from manylora.image.adapters import DiffusionModel
 from manylora.models.attach import Attached, attach
@@ -203,9 +202,3 @@ def test_norms_are_those_of_the_weights(base, lora):
         float(torch.linalg.matrix_norm(conv, ord=2)), rel=0.02
     )
     assert any(site.startswith("text_encoder.") for site in norms)
-
-
-def test_a_pair_is_of_what_the_base_has(base: DiffusionBase, tmp_path: Path) -> None:
-    """A guard of the oracle above: merging by hand and the pairs' deltas speak of one thing."""
-    pair = LoraPair(torch.ones(1, 2), torch.ones(3, 1), 0.5)
-    assert torch.equal(pair.delta(), torch.full((3, 2), 0.5))

@@ -9,23 +9,9 @@
 #include <string>
 
 #include "check.hpp"
+#include "isas.hpp"
 
 namespace {
-
-std::vector<const manylora::Kernels*> supported() {
-  std::vector<const manylora::Kernels*> sets = {&manylora::kPortableKernels};
-#if defined(MANYLORA_X86)
-  __builtin_cpu_init();
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"))
-    sets.push_back(&manylora::kAvx2Kernels);
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-      __builtin_cpu_supports("avx512dq")) {
-    sets.push_back(&manylora::kAvx512Kernels);
-    if (__builtin_cpu_supports("avx512vnni")) sets.push_back(&manylora::kAvx512VnniKernels);
-  }
-#endif
-  return sets;
-}
 
 // The table with a kernel that leaves its output as it is.
 manylora::Kernels without(const manylora::Kernels& kernels, const std::string& name) {
@@ -62,10 +48,10 @@ int main(int count, char** arguments) {
     const manylora::test::Block<float> block(3);
     std::printf("read %g\n", block[count + 1]);  // count is 2: one beyond the last
   } else if (first == "without" && count > 2) {
-    for (const manylora::Kernels* kernels : supported()) run(without(*kernels, arguments[2]), 5, 1);
+    for (const manylora::Kernels* kernels : manylora::supported()) run(without(*kernels, arguments[2]), 5, 1);
   } else {
     const uint32_t seed = count > 2 ? static_cast<uint32_t>(std::atoi(arguments[2])) : 1;
-    for (const manylora::Kernels* kernels : supported()) run(*kernels, std::atoi(first.c_str()), seed);
+    for (const manylora::Kernels* kernels : manylora::supported()) run(*kernels, std::atoi(first.c_str()), seed);
   }
   std::printf("%ld failures\n", static_cast<long>(manylora::test::failures));
   return manylora::test::failures == 0 ? 0 : 1;

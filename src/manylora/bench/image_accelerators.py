@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from manylora.bench.image_rows import FEW_STEPS
+from manylora.distill.output import RECORD
 from manylora.errors import ConfigError
-
-RECORD = "distill.json"
 
 
 @dataclass(frozen=True)

@@ -78,11 +78,9 @@ class KernelsConfig:
             raise ConfigError(f"unknown kernels {unknown}; known: {', '.join(KERNELS)}")
         if self.kv_dtype not in KV_DTYPES:
             raise ConfigError(f"unknown kv_dtype '{self.kv_dtype}'; known: {', '.join(KV_DTYPES)}")
-        for name in ("repeats", "threads", "working_set_bytes"):
-            if getattr(self, name) < (name == "repeats"):
-                raise ConfigError(
-                    f"{name} must be at least {int(name == 'repeats')}, got {getattr(self, name)}"
-                )
+        for name, least in (("repeats", 1), ("threads", 0), ("working_set_bytes", 0)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"{name} must be at least {least}, got {getattr(self, name)}")
         if self.sample_s <= 0:
             raise ConfigError(f"sample_s must be above 0, got {self.sample_s}")
         if not self.rows or min(self.rows) < 1:

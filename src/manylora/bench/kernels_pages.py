@@ -6,25 +6,15 @@ import torch
 from torch import Tensor
 
 from manylora.kernels import KvLayout
-from manylora.memory.page_size import ModelShape, choose_page_tokens
 from manylora.models.config import LlamaConfig
+from manylora.text.pool import page_tokens_of
 
 
 def kv_layout(model: LlamaConfig, kv_dtype: torch.dtype, num_layers: int | None = None) -> KvLayout:
     """How the pages of an engine with this model hold KV; with another number of layers if one is given."""
-    shape = ModelShape(
-        name=model.name,
-        num_layers=model.num_layers,
-        hidden_size=model.hidden_size,
-        num_heads=model.num_heads,
-        num_kv_heads=model.num_kv_heads,
-        head_dim=model.head_dim,
-        intermediate_size=model.intermediate_size,
-        kv_itemsize=kv_dtype.itemsize,
-    )
     return KvLayout(
         num_layers=num_layers or model.num_layers,
-        page_tokens=choose_page_tokens(shape),
+        page_tokens=page_tokens_of(model, kv_dtype.itemsize),
         num_kv_heads=model.num_kv_heads,
         head_dim=model.head_dim,
         dtype=kv_dtype,

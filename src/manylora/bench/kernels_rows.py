@@ -113,7 +113,9 @@ def product_cases(config: KernelsConfig, model: LlamaConfig, working_set_bytes: 
         int8_arms = _int8_products(model, working_set_bytes, config.seed)
         for T in config.rows:
             # Nothing here says what a processor can do with integers; torch's product is what others reach.
-            yield replace(_product_case("int8_product", model, T, int8_arms, itemsize=1), rate_of="torch")
+            case = _product_case("int8_product", model, T, int8_arms, itemsize=1)
+            # Another scale gives other integers: ours has one for 32 inputs, torch one a row. They differ by 0.015.
+            yield replace(case, rate_of="torch", max_disagreement=0.02)
 
 
 Products = list[list[Callable[[Tensor], Tensor]]]

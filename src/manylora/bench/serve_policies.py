@@ -32,8 +32,7 @@ class EarlyAbort(Policy):
 
     Source:
         S-LoRA (Sheng et al. 2023), slora/server/router/abort_req_queue.py. There new requests are admitted every tenth
-        decode at most; here in every step, as under the other policies, which leaves more in time (simulated: 0.65
-        against 0.59 at twice the capacity).
+        decode at most; here in every step, as under the other policies.
     """
 
     def __init__(self) -> None:

@@ -121,7 +121,7 @@ def register(app: typer.Typer) -> None:
                 "--sampler dpm-solver++ --steps 20 --guidance 7.5"
             )
         config = ImageEngineConfig(**value_of(ImageEngineConfig, values))
-        with ImageEngine(_load(base, dtype, device), library, config) as engine:
+        with ImageEngine(load_base(base, dtype, device), library, config) as engine:
             if sweep is not None:
                 has_failed = _write_grid(engine, jobs[0], sweep, out, as_json)
             else:
@@ -130,7 +130,7 @@ def register(app: typer.Typer) -> None:
             sys.exit(1)
 
 
-def _load(base: str, dtype: str, device: str) -> Any:
+def load_base(base: str, dtype: str, device: str) -> Any:
     import torch
 
     from manylora.models.diffusion_base import load_diffusion_base

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from manylora.cli.generate import DTYPES
+from manylora.cli.generate import load_base
 from manylora.cli.inspect_mixture import (
     finite,
     pair_table,
@@ -29,12 +29,6 @@ from manylora.lora.names import UNFIT
 from manylora.models.image_probe import DenoiserChange, ImageProbeResult
 from manylora.models.image_repair import Repair
 from manylora.models.verdict import Verdict
-
-if TYPE_CHECKING:
-    import torch
-
-DISTILLED = "distill.json"
-"""What `manylora distill` leaves beside an acceleration LoRA."""
 
 MEMORY_BYTES = 1 << 30
 """Of the pool that the adapters are laid out in; pages are written only where an adapter lies."""
@@ -89,7 +83,6 @@ def inspect_pictures(
     from manylora.lora.diagnose import diagnose_weights
     from manylora.lora.library import Library
     from manylora.models.attach import attach
-    from manylora.models.diffusion_base import load_diffusion_base
     from manylora.models.diffusion_norms import module_norms
     from manylora.models.image_probe import PROBE_CAPTIONS, ImageProbe
     from manylora.models.image_repair import repair
@@ -106,12 +99,12 @@ def inspect_pictures(
     library = Library()
     for adapter in named:
         library.add(adapter.name, adapter)
-    model = load_diffusion_base(base, dtype=_dtype(options.dtype), device=options.device)
+    model = load_base(base, options.dtype, options.device)
     whole = DiffusionModel(model)
     with attach(whole, library, memory_bytes=MEMORY_BYTES, name=base) as lora:
         probe = ImageProbe(model, lora, reference, captions=captions)
         result = probe.result(parts)
-        proposed = repair(probe, parts) if options.repair else None
+        proposed = repair(probe, parts, result.mixture) if options.repair else None
         diagnosis = diagnose_weights(named, weights, module_norms(whole, lora.sites))
     names = Mixture(tuple(parts)).names
     return ImageInspection(
@@ -176,15 +169,6 @@ def _proposal(repair: Repair) -> str:
     return f"Repair: none found; even {escape(how)} is not safe. Leave parts out"
 
 
-def _dtype(name: str) -> torch.dtype:
-    import torch
-
-    if name not in DTYPES:
-        raise ConfigError(f"unknown dtype '{name}'; expected one of {', '.join(DTYPES)}")
-    dtype: torch.dtype = getattr(torch, name)
-    return dtype
-
-
 def _fast(adapters: Sequence[Adapter], folders: Sequence[Path | None], named: Sequence[str]) -> list[bool]:
     """Which adapters are acceleration LoRAs."""
     unknown = set(named) - {adapter.name for adapter in adapters}
@@ -199,18 +183,21 @@ def _fast(adapters: Sequence[Adapter], folders: Sequence[Path | None], named: Se
 
 def _is_distilled(place: Path) -> bool:
     """Whether a distillation left the adapter that lies there: a folder, or the one file in it that holds it."""
+    from manylora.distill.output import RECORD
     from manylora.lora.convert import DIFFUSERS_FILE
 
     folder = place.parent if place.name == DIFFUSERS_FILE else place
-    return (folder / DISTILLED).is_file()
+    return (folder / RECORD).is_file()
 
 
 def _named(adapters: Sequence[Adapter]) -> list[Adapter]:
     """The adapters under names that a library takes: a path's last part, numbered where two are alike."""
-    taken: dict[str, int] = {}
-    renamed = []
+    taken: dict[str, Adapter] = {}
     for adapter in adapters:
-        name = UNFIT.sub("_", Path(adapter.name).name.removesuffix(".safetensors")).lstrip(".") or "lora"
-        taken[name] = taken.get(name, 0) + 1
-        renamed.append(replace(adapter, name=name if taken[name] == 1 else f"{name}-{taken[name]}"))
-    return renamed
+        wanted = UNFIT.sub("_", Path(adapter.name).name.removesuffix(".safetensors")).lstrip(".") or "lora"
+        name, number = wanted, 1
+        while name in taken:
+            number += 1
+            name = f"{wanted}-{number}"
+        taken[name] = replace(adapter, name=name)
+    return list(taken.values())

@@ -1,4 +1,4 @@
-"""The evidence of a verdict on pictures as one PNG: norms by depth, cosines of pairs, the denoiser by noise level."""
+"""The evidence of a verdict on pictures as one PNG: norms by site, cosines of pairs, the denoiser by noise level."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def plot_inspection(found: ImageInspection, path: Path) -> None:
 
 
 def _draw_norms(axes: Any, found: ImageInspection) -> None:
-    """Each site's relative norm, in the order of their names, which is that of the UNet's stages."""
+    """Each site's relative norm, in the order of their names, so that those of a stage stand together."""
     sites = sorted(found.weights.sites, key=lambda site: site.site)
     axes.bar(range(len(sites)), [site.relative or 0.0 for site in sites], width=1.0)
     stages = [site.site.split(".")[0] for site in sites]

@@ -48,11 +48,11 @@ class SiteDelta:
     @property
     def relative(self) -> float | None:
         """The Frobenius norm over the base weight's."""
-        return None if self.base is None else _ratio(self.frobenius, self.base.frobenius)
+        return None if self.base is None else ratio(self.frobenius, self.base.frobenius)
 
     @property
     def relative_spectral(self) -> float | None:
-        return None if self.base is None else _ratio(self.spectral, self.base.spectral)
+        return None if self.base is None else ratio(self.spectral, self.base.spectral)
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +135,7 @@ def diagnose_weights(
         ),
         pairs=tuple(sorted(pairs, key=lambda pair: abs(pair.cosine), reverse=True)),
         frobenius=frobenius,
-        relative=None if whole is None else _ratio(frobenius, whole),
+        relative=None if whole is None else ratio(frobenius, whole),
     )
 
 
@@ -211,10 +211,11 @@ def _check_sizes(adapters: Sequence[Adapter], base: Mapping[str, BaseNorm] | Non
 
 
 def _cosine(inner: float, norm: float, other: float) -> float:
-    return _ratio(inner, norm * other)
+    return ratio(inner, norm * other)
 
 
-def _ratio(value: float, norm: float) -> float:
+def ratio(value: float, norm: float) -> float:
+    """0 / 0 is 0, and any other value over nothing is without bound."""
     if value == 0.0:
         return 0.0
     return value / norm if norm else math.inf

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -150,20 +152,34 @@ class RemoteSource:
         yield folder
 
     def _download_in_time(self, name: str, found: Found, folder: Path) -> None:
-        """What hangs goes on by itself, into a folder that is gone by then; whoever waits for it does not."""
+        """What hangs goes on by itself, ends after the file that it is at, and leaves nothing; nobody waits for it."""
         if self._fetch_patience is None:
             return self._download(name, found, folder)
+        is_late = threading.Event()
+
+        def download() -> None:
+            try:
+                self._download(name, found, folder, is_late)
+            finally:
+                if is_late.is_set():  # the file system made the folder again for what came
+                    shutil.rmtree(folder, ignore_errors=True)
+
         try:
-            return self._fetch_patience.ask(lambda: self._download(name, found, folder))
+            return self._fetch_patience.ask(download)
         except TimeoutError:
+            is_late.set()
             raise AdapterUnavailableError(
                 f"adapter root '{self.label}' could not send {quoted(name)} within "
                 f"{self._fetch_patience.timeout_s:g} s (fetch_timeout_s)"
             ) from None
 
-    def _download(self, name: str, found: Found, folder: Path) -> None:
+    def _download(
+        self, name: str, found: Found, folder: Path, is_late: threading.Event | None = None
+    ) -> None:
         path = found.location.removeprefix(self.url_prefix)
         for file in (CONFIG_FILE, TENSOR_FILE):
+            if is_late is not None and is_late.is_set():
+                return
             self._get_file(name, f"{self._prefix}{path}/{file}", folder / file)
         # Asked after the download: if the version located is still there, it is what came.
         files = self._ask(name, path)

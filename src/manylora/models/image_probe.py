@@ -19,6 +19,7 @@ from torch import Tensor
 
 from manylora.diffusion import add_noise, ddim_step, last_latent, lcm_timesteps, solve, trailing_timesteps
 from manylora.errors import RequestError
+from manylora.lora.diagnose import ratio
 from manylora.lora.mixture import Mixture, MixtureLike
 from manylora.models.diffusion_base import Condition, DiffusionBase
 
@@ -137,14 +138,14 @@ class ImageProbe:
         weights = Mixture.parse(mixture).weights
         whole = self._see(self._beside(Mixture(weights)))
         parts = [self._see(self._beside(Mixture((part,)))) for part in weights] if len(weights) > 1 else []
-        changes = [self._change(seen) for seen in parts]
+        change, changes = self._change(whole), [self._change(seen) for seen in parts]
         return ImageProbeResult(
             reference=str(self._reference),
             num_rows=len(self.timesteps) * len(self._captions),
             timesteps=self.timesteps,
             reference_residual=self._seen_reference.residual,
-            mixture=self._change(whole),
-            parts=tuple(changes or [self._change(whole)]),
+            mixture=change,
+            parts=tuple(changes or [change]),
             non_additivity=self._non_additivity(whole, parts) if parts else None,
         )
 
@@ -177,7 +178,7 @@ class ImageProbe:
         stay = slice(num_captions, None)
         further, _ = self._step(mixture, z_next[: len(z) - num_captions], t[stay], condition)
         before = x0[: len(z) - num_captions]
-        residual = _ratio(float((further - before).norm()), float(before.norm()))
+        residual = ratio(float((further - before).norm()), float(before.norm()))
         return _Seen(x0.reshape(len(self.timesteps), num_captions, *x0.shape[1:]), residual)
 
     def _step(
@@ -204,10 +205,10 @@ class ImageProbe:
         norms = float(of_caption.norm()), float(of_caption_wanted.norm())
         cosine = float((of_caption * of_caption_wanted).sum()) / (norms[0] * norms[1] or 1.0)
         return DenoiserChange(
-            divergence=_finite(_ratio(float((found - wanted).norm()), float(wanted.norm()))),
+            divergence=_finite(ratio(float((found - wanted).norm()), float(wanted.norm()))),
             divergence_by_level=tuple(map(_finite, away.tolist())),
             prompt_disagreement=_finite(1.0 - cosine),
-            prompt_gain=_finite(_ratio(*norms)),
+            prompt_gain=_finite(ratio(*norms)),
             roughness=_finite(abs(math.log(_roughness(found) / _roughness(wanted)))),
             residual=_finite(seen.residual),
         )
@@ -223,12 +224,6 @@ def _roughness(x0: Tensor) -> float:  # [.., h, w]
     across = x0.diff(dim=-1).square().mean() + x0.diff(dim=-2).square().mean()
     # A latent without any detail is as rough as rounding, not infinitely smoother than others.
     return float(across.sqrt().clamp_min(1e-6))
-
-
-def _ratio(value: float, norm: float) -> float:
-    if value == 0.0:
-        return 0.0
-    return value / norm if norm else math.inf
 
 
 def _finite(value: float) -> float:

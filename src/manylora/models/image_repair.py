@@ -33,16 +33,19 @@ class Repair:
     """Whether the probe finds the proposal safe. False: even at the least factor it does not."""
 
 
-def repair(probe: ImageProbe, mixture: MixtureLike, *, limit: float = LIMIT) -> Repair:
+def repair(
+    probe: ImageProbe, mixture: MixtureLike, change: DenoiserChange | None = None, *, limit: float = LIMIT
+) -> Repair:
     """Return the strongest mixture of the same proportions whose risk is at most `limit`.
 
     The acceleration LoRA is in the probe's reference and keeps its weight: scaled down, few steps are too few.
 
     Args:
+        change: what the mixture does, if the probe has said so already.
         limit: of `image_verdict.risk`, at which 1 is broken.
     """
     given = Mixture.parse(mixture)
-    change = probe.change(given)
+    change = change or probe.change(given)
     if risk(change) <= limit:
         return Repair(given, 1.0, change, mends=True)
     safe, unsafe = MIN_FACTOR, 1.0

@@ -16,7 +16,7 @@ from manylora.text.policy import Computed, EngineView, Policy
 from manylora.text.sequence import Request, Sequence
 
 PLANNED_EACH_STEP = 128
-"""Where more wait, a plan stands for so many steps that planning costs a step no more: a quarter of a millisecond."""
+"""Where more wait, a plan stands for so many steps that planning costs a step no more."""
 
 
 class FirstTokenDeadline(Policy):
@@ -43,7 +43,7 @@ class FirstTokenDeadline(Policy):
         self.patience_s = patience_s
         self._pace = Pace()
         self._begun: WeakSet[Request] = WeakSet()  # any of whose samples has run
-        self._entries: dict[Sequence, _Entry] = {}  # of all who waited in this step
+        self._entries: dict[Sequence, _Entry] = {}  # of all who waited when the last plan was made
         self._line: list[Sequence] = []  # of the last plan
         self._num_steps = inf  # since then
 

@@ -7,6 +7,7 @@ from manylora.kernels import KvLayout
 from manylora.memory.page_size import ModelShape, choose_page_tokens
 from manylora.memory.pages import PageId
 from manylora.memory.unified import MemoryUse, UnifiedMemory
+from manylora.models.config import LlamaConfig
 from manylora.models.llama import Llama
 from manylora.text.config import EngineConfig
 
@@ -21,7 +22,7 @@ class Pool:
     def __init__(self, model: Llama, config: EngineConfig) -> None:
         self.layout = KvLayout(
             num_layers=model.config.num_layers,
-            page_tokens=config.page_tokens or _page_tokens(model),
+            page_tokens=config.page_tokens or page_tokens_of(model.config, model.dtype.itemsize),
             num_kv_heads=model.config.num_kv_heads,
             head_dim=model.config.head_dim,
             dtype=model.dtype,
@@ -47,18 +48,17 @@ class Pool:
         self.pages[torch.tensor(free, dtype=torch.int64, device=self.pages.device)] = 0xFF
 
 
-def _page_tokens(model: Llama) -> int:
+def page_tokens_of(model: LlamaConfig, kv_itemsize: int) -> int:
     """The page size at which adapters and sequences of this model waste little."""
-    shape = model.config
     return choose_page_tokens(
         ModelShape(
-            name=shape.name,
-            num_layers=shape.num_layers,
-            hidden_size=shape.hidden_size,
-            num_heads=shape.num_heads,
-            num_kv_heads=shape.num_kv_heads,
-            head_dim=shape.head_dim,
-            intermediate_size=shape.intermediate_size,
-            kv_itemsize=model.dtype.itemsize,
+            name=model.name,
+            num_layers=model.num_layers,
+            hidden_size=model.hidden_size,
+            num_heads=model.num_heads,
+            num_kv_heads=model.num_kv_heads,
+            head_dim=model.head_dim,
+            intermediate_size=model.intermediate_size,
+            kv_itemsize=kv_itemsize,
         )
     )

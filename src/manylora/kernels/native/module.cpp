@@ -7,8 +7,8 @@
 #include <string>
 #include <vector>
 
+#include "isas.hpp"
 #include "place.hpp"
-#include "types.hpp"
 
 namespace nb = nanobind;
 
@@ -20,23 +20,6 @@ using Address = uintptr_t;
 template <class T>
 T* at(Address address) {
   return reinterpret_cast<T*>(address);
-}
-
-// The instruction sets that this processor runs, widest first.
-std::vector<const Kernels*> supported() {
-  std::vector<const Kernels*> sets;
-#if defined(MANYLORA_X86)
-  __builtin_cpu_init();
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-      __builtin_cpu_supports("avx512dq")) {
-    if (__builtin_cpu_supports("avx512vnni")) sets.push_back(&kAvx512VnniKernels);
-    sets.push_back(&kAvx512Kernels);
-  }
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"))
-    sets.push_back(&kAvx2Kernels);
-#endif
-  sets.push_back(&kPortableKernels);
-  return sets;
 }
 
 const Kernels* active = supported().front();
