@@ -16,7 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-FAST = ["tests/distill/test_objective.py", "tests/diffusion", "tests/distill/test_learners.py"]
+FAST = [
+    "tests/distill/test_objective.py",
+    "tests/distill/test_phased.py",
+    "tests/diffusion",
+    "tests/distill/test_learners.py",
+]
 ORACLES = ["tests/distill/test_mixtures.py", "tests/distill/test_gaussian.py"]
 
 
@@ -121,6 +126,48 @@ MUTATIONS = [
         "distill/learners.py",
         "(2 * w - low - high)",
         "(low + high - 2 * w)",
+    ),
+    Mutation(
+        "phased: a jump ends a phase too early",
+        "distill/phased.py",
+        "self.landing_t[first]",
+        "self.landing_t[(first - self.steps_of_a_phase).clamp(min=0)]",
+    ),
+    Mutation(
+        "phased: the walk leaves its phase",
+        "distill/phased.py",
+        "index % self.steps_of_a_phase + 1",
+        "index + 1",
+    ),
+    Mutation(
+        "phased: who has arrived walks on",
+        "distill/phased.py",
+        "z = torch.where(by_row(is_on, z), stepped, z)",
+        "z = stepped",
+    ),
+    Mutation(
+        "phased: all walk from the middle of a phase",
+        "distill/phased.py",
+        "phase * self.steps_of_a_phase + self.steps_of_a_phase - 1",
+        "phase * self.steps_of_a_phase + self.steps_of_a_phase // 2",
+    ),
+    Mutation(
+        "phased: missing stop-gradient",
+        "distill/phased.py",
+        "with torch.no_grad():",
+        "with torch.enable_grad():",
+    ),
+    Mutation(
+        "phased: the student where its average was named",
+        "distill/phased.py",
+        "self._jump(target_student, z_stop",
+        "self._jump(student, z_stop",
+    ),
+    Mutation(
+        "phased: distances in z, not in z / signal",
+        "distill/phased.py",
+        "self._distance(found / signal, z_stop / signal)",
+        "self._distance(found, z_stop)",
     ),
 ]
 
