@@ -17,6 +17,8 @@ from manylora.kernels import (
     PagedSequences,
     RankRows,
     Segments,
+    SiteRows,
+    StackRows,
     hidden_layout,
     write_kv,
 )
@@ -40,6 +42,12 @@ class LoraBatch:
     scaling: Tensor
     lora_a: list[Tensor]  # of each segment [rank, D]
     lora_b: list[Tensor]  # of each segment [O, rank]
+
+    @property
+    def stack(self) -> StackRows:
+        """The site as the only one of its stack."""
+        first = torch.zeros(len(self.scaling), dtype=torch.int32)
+        return StackRows(self.a, (SiteRows((0, self.y.shape[1]), self.b, first, self.scaling),))
 
     def double(self) -> LoraBatch:
         """The same batch with float64 activations, for an answer of higher precision."""

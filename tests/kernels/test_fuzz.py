@@ -8,7 +8,16 @@ from hypothesis import HealthCheck, find, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from manylora.kernels import ROW_DTYPES, lora_expand, lora_shrink, ops, paged_attention, rowwise, write_kv
+from manylora.kernels import (
+    ROW_DTYPES,
+    add_lora,
+    lora_expand,
+    lora_shrink,
+    ops,
+    paged_attention,
+    rowwise,
+    write_kv,
+)
 from manylora.kernels.native.int8 import Int8Weight
 from tests.kernels.cases import LoraBatch, assert_close, make_attention_batch, make_lora_batch
 from tests.kernels.test_lora import num_terms
@@ -28,6 +37,9 @@ def run(batch: LoraBatch, backend: str) -> tuple[Tensor, Tensor]:
     lora_expand(
         y, h, batch.pages, batch.b, batch.segments, batch.h_begin, batch.h_stride, batch.scaling, backend=backend
     )  # fmt: skip
+    at_once = torch.zeros_like(batch.y)
+    add_lora(at_once, batch.x, batch.pages, batch.stack, batch.segments, backend=backend)
+    assert torch.equal(at_once, y)
     return h, y
 
 

@@ -1,5 +1,6 @@
 """Shrink and expand of every backend against dense matrices in float64 and against the reference."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -8,7 +9,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from manylora.kernels import available_backends, hidden_layout, lora_expand, lora_shrink, tiles
+from manylora.kernels import (
+    SiteRows,
+    StackRows,
+    add_lora,
+    available_backends,
+    hidden_layout,
+    lora_expand,
+    lora_shrink,
+    tiles,
+)
 from manylora.kernels.ops import BACKENDS
 from tests.kernels.cases import LoraBatch, assert_close, make_lora_batch, store_rank_rows
 
@@ -59,7 +69,7 @@ BATCHES: dict[str, dict[str, Any]] = {
 
 
 def run(batch: LoraBatch, backend: str) -> Tensor:
-    """What a backend adds to y."""
+    """What a backend adds to y: the same bits at once and one after the other."""
     h = lora_shrink(batch.x, batch.pages, batch.a, batch.segments, backend=backend)
     y = batch.y.clone()
     lora_expand(
@@ -73,6 +83,9 @@ def run(batch: LoraBatch, backend: str) -> Tensor:
         batch.scaling,
         backend=backend,
     )
+    at_once = batch.y.clone()
+    add_lora(at_once, batch.x, batch.pages, batch.stack, batch.segments, backend=backend)
+    assert torch.equal(at_once, y)
     return y - batch.y
 
 
@@ -210,6 +223,55 @@ def test_a_stack_of_sites_shares_one_shrink(backend):
         assert want.abs().max() > 0
         assert_close(y, want, torch.float32, num_terms(site))
         column += torch.tensor(ranks[name])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    "segments", [[[0, 1], [2, 3, 5, 6, 7], [4]], [[0, 1], [1, 3, 5, 6, 7], [4]]], ids=["once", "mixture"]
+)
+@pytest.mark.parametrize("backend", available_backends())
+def test_a_stack_is_added_at_once(segments, dtype, backend):
+    """q, k, v: their columns of one y, and nothing beside them."""
+    ranks = {"q": [4, 4, 2], "k": [0, 3, 2], "v": [5, 4, 0]}
+    sites = [
+        make_lora_batch(segments=segments, ranks=r, row_dtypes=[dtype], O=40 - 8 * i, seed=i)
+        for i, r in enumerate(ranks.values())
+    ]
+    stacked = [torch.cat([site.lora_a[s] for site in sites]) for s in range(len(segments))]
+    pages, (a, *tables) = store_rank_rows([stacked, *([b.T for b in site.lora_b] for site in sites)], 4096)
+    begins, columns = [0, 43, 80], torch.zeros(len(segments), dtype=torch.int32)
+    rows = []
+    for begin, b, site, rank in zip(begins, tables, sites, ranks.values(), strict=True):
+        rows.append(SiteRows((begin, begin + site.y.shape[1]), b, columns.clone(), site.scaling))
+        columns += torch.tensor(rank, dtype=torch.int32)
+    x = sites[0].x.float()
+    y = torch.ones(len(x), 110)
+
+    add_lora(y, x, pages, StackRows(a, tuple(rows)), sites[0].segments, backend=backend)
+
+    want = torch.zeros(y.shape, dtype=torch.float64)
+    for row, site in zip(rows, sites, strict=True):
+        want[:, slice(*row.columns)] = LoraBatch(**{**vars(site), "x": x}).delta()
+    assert want.abs().max() > 0
+    assert_close(y - 1, want, torch.float32, sum(map(num_terms, sites)))
+    assert (y[:, want.abs().sum(dim=0) == 0] == 1).all()
+
+
+@pytest.mark.parametrize("backend", FAST)
+def test_a_stack_serves_one_batch_after_another(backend):
+    """Other rows and weights, another pool, and back: nothing that was derived for one may serve the next."""
+    batch = make_lora_batch(segments=[[0, 1], [2]], ranks=[4, 7])
+    others = [
+        replace(batch, segments=make_lora_batch([[1], [0, 2]], [4, 7], weights=[0.5, -2.0]).segments),
+        replace(batch, pages=torch.cat([batch.pages, batch.pages])),
+        batch,
+    ]
+    stack = batch.stack
+    for one in others:
+        y = one.y.clone()
+        add_lora(y, one.x, one.pages, stack, one.segments, backend=backend)
+        assert one.delta().abs().max() > 0
+        assert_close(y - one.y, one.delta(), torch.float32, num_terms(one))
 
 
 @pytest.mark.parametrize("backend", available_backends())

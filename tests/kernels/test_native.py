@@ -158,6 +158,18 @@ def test_rowwise_bits_do_not_depend_on_the_batch(isa):
         assert torch.equal(ops.silu_mul(one, backend="native")[0], gated[row])
 
 
+@pytest.mark.parametrize("threads", [1, 2, 7])
+def test_lora_at_once_has_the_bits_of_one_after_the_other(isa, threads):
+    """`test_lora.run` compares them: rows once and several times, fewer tasks than threads and more."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        for batch in test_lora.BATCHES.values():
+            test_lora.run(make_lora_batch(**batch), "native")
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_more_threads_than_work_change_nothing():
     batch = make_lora_batch(segments=[[0, 1], [2]], ranks=[3, 9], D=33, O=17)
     one = test_lora.run(batch, "native")

@@ -12,6 +12,7 @@ from manylora.kernels import (
     PagedSequences,
     RankRows,
     Segments,
+    add_lora,
     available_backends,
     lora_expand,
     lora_shrink,
@@ -39,6 +40,18 @@ def expand(**changes):
     lora_expand(**arguments)
 
 
+def at_once(**changes):
+    batch = make_lora_batch(segments=[[0, 1], [2]], ranks=[4, 3])
+    arguments = {name: getattr(batch, name) for name in ("y", "x", "pages", "stack", "segments")}
+    add_lora(**(arguments | changes))
+
+
+def site(**changes):
+    """The stack of `at_once` with another site."""
+    batch = make_lora_batch(segments=[[0, 1], [2]], ranks=[4, 3])
+    return replace(batch.stack, sites=(replace(batch.stack.sites[0], **changes),))
+
+
 def attention(lengths=((5, 1), (3, 2)), **changes):
     batch = make_attention_batch(lengths)
     names = ("q", "pages", "layout", "layer", "sequences")
@@ -49,6 +62,7 @@ def attention(lengths=((5, 1), (3, 2)), **changes):
 def test_what_is_right_is_taken():
     assert shrink().shape == (11,)
     expand()
+    at_once()
     assert attention().shape == (3, 6, 16)
 
 
@@ -194,3 +208,43 @@ def test_write_kv_refuses_what_does_not_fit():
     slots = torch.zeros(3, dtype=torch.int64)
     with pytest.raises(ConfigError, match=r"must be \[3, 2, 8\] \(one slot per token\), got \[3, 1, 8\]"):
         write_kv(torch.zeros(3, 1, 8), torch.zeros(3, 2, 8), pages, layout, 0, slots, slots)
+
+
+# -- both at once
+
+
+@pytest.mark.parametrize("backend", available_backends())
+@pytest.mark.parametrize(
+    ("stack", "message"),
+    [
+        (lambda: site(columns=(0, 41)), r"columns 0:41 of a y with 40"),
+        (lambda: site(columns=(-1, 39)), r"columns -1:39 of a y with 40"),
+        (
+            lambda: site(h_column=int32(1, 0)),
+            r"columns 1 to 5 of h in segment 0, but the stack has 4 rank rows",
+        ),
+        (lambda: site(h_column=int32(0, -1)), r"columns -1 to 2 of h in segment 1"),
+    ],
+)
+def test_a_site_beside_its_stack_is_refused(stack, message, backend):
+    with pytest.raises(ConfigError, match=message):
+        at_once(stack=stack(), backend=backend)
+
+
+def test_a_site_in_another_table_is_refused():
+    stack = make_lora_batch(segments=[[0]], ranks=[4]).stack
+    b = stack.sites[0].b
+    with pytest.raises(ConfigError, match="must be in the table of the stack"):
+        replace(stack, sites=(replace(stack.sites[0], b=RankRows(b.offset.clone(), b.begin, b.end)),))
+
+
+@pytest.mark.parametrize("backend", available_backends())
+def test_segments_that_begin_anywhere_are_refused_at_once_too(backend):
+    batch = make_lora_batch(segments=[[0, 1], [2]], ranks=[4, 3])
+    with pytest.raises(ConfigError, match="row_start must rise"):
+        at_once(segments=replace(batch.segments, row_start=int32(0, 4, 3)), backend=backend)
+
+
+def test_activations_of_double_precision_are_not_mixed_with_others():
+    with pytest.raises(ConfigError, match=r"torch.float64 or neither, got torch.float64 and torch.float32"):
+        at_once(x=torch.zeros(3, 48, dtype=torch.float64))

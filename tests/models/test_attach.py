@@ -368,6 +368,18 @@ def test_a_bfloat16_model_is_as_near_as_bfloat16_allows(net: Net, library: Libra
     assert relative_error(half(x.bfloat16()), want) > 0.5
 
 
+def test_under_autocast_outputs_are_of_another_dtype_than_inputs(net: Net, library: Library) -> None:
+    x = torch.randn(4, 3, 6)
+    want = torch.stack([merged(net, library.load(name), x[i]) for i, name in enumerate("cdef")])
+    with torch.autocast("cpu", torch.bfloat16):
+        base = net(x)
+        with attach(net, library) as lora, lora.rows(list("cdef")):
+            got = net(x)
+    assert (x.dtype, got.dtype) == (torch.float32, torch.bfloat16)
+    assert relative_error(got, want) < 0.05
+    assert relative_error(base, want) > 0.5
+
+
 CONVS: dict[str, dict[str, Any]] = {
     "plain": {"kernel_size": 3},
     "stride": {"kernel_size": 3, "stride": 2, "padding": 1},

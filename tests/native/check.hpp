@@ -93,6 +93,7 @@ inline void expect(bool ok, const char* what, const char* isa) {
 
 // One file each; every one runs random cases on the kernels of one instruction set.
 void test_lora(const Kernels& kernels, Random& random);
+void test_lora_at_once(const Kernels& kernels, Random& random);
 void test_attention(const Kernels& kernels, Random& random);
 void test_rows(const Kernels& kernels, Random& random);
 void test_int8(const Kernels& kernels, Random& random);

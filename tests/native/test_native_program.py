@@ -15,6 +15,7 @@ STRAY = 99  # what the sanitizer ends with
 KERNELS = (
     "shrink",
     "expand",
+    "lora",
     "attend",
     "rotate",
     "write_kv",

@@ -6,6 +6,7 @@ Knows no adapter, request or configuration: which rows use what, and where it li
 
 from manylora.kernels.kv import KvLayout, PagedSequences
 from manylora.kernels.ops import (
+    add_lora,
     available_backends,
     lora_expand,
     lora_shrink,
@@ -13,20 +14,33 @@ from manylora.kernels.ops import (
     place_rows,
     write_kv,
 )
-from manylora.kernels.segments import ROW_DTYPES, PlacedRows, RankRows, Segments, hidden_layout
+from manylora.kernels.page_memory import page_memory
+from manylora.kernels.segments import (
+    ROW_DTYPES,
+    PlacedRows,
+    RankRows,
+    Segments,
+    SiteRows,
+    StackRows,
+    hidden_layout,
+)
 
 __all__ = [
     "ROW_DTYPES",
     "Segments",
     "RankRows",
+    "SiteRows",
+    "StackRows",
     "hidden_layout",
     "KvLayout",
     "PagedSequences",
     "available_backends",
     "lora_shrink",
     "lora_expand",
+    "add_lora",
     "write_kv",
     "paged_attention",
     "PlacedRows",
     "place_rows",
+    "page_memory",
 ]

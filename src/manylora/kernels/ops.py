@@ -13,7 +13,7 @@ from torch import Tensor
 from manylora.errors import ConfigError, KernelUnavailable
 from manylora.kernels import grouped, grouped_attention, kv, native, reference, rowwise
 from manylora.kernels.kv import KvLayout, PagedSequences
-from manylora.kernels.segments import PlacedRows, RankRows, Segments
+from manylora.kernels.segments import PlacedRows, RankRows, Segments, StackRows
 
 COMPUTE_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 """What x, y and q may be. Sums are kept in float32, or in float64 for float64."""
@@ -34,6 +34,12 @@ class Expand(Protocol):
         h_begin: Tensor,
         h_stride: Tensor,
         scaling: Tensor,
+    ) -> None: ...
+
+
+class AddLora(Protocol):
+    def __call__(
+        self, y: Tensor, x: Tensor, pages: Tensor, stack: StackRows, segments: Segments
     ) -> None: ...
 
 
@@ -91,6 +97,8 @@ class Backend:
     add_rms_norm: AddRmsNorm = rowwise.add_rms_norm
     silu_mul: SiluMul = rowwise.silu_mul
     place_rows: PlaceRows = reference.place_rows
+    add_lora: AddLora | None = None
+    """Shrink and expand at once; None: one after the other."""
     dtypes: tuple[torch.dtype, ...] = COMPUTE_DTYPES
     """What its activations may be."""
     cpu_only: bool = False
@@ -116,6 +124,7 @@ if native.AVAILABLE:
             native.add_rms_norm,
             native.silu_mul,
             native.place_rows,
+            native.add_lora,
             dtypes=native.DTYPES,
             cpu_only=True,
         ),
@@ -190,6 +199,44 @@ def lora_expand(
             )
         _check_per_segment(name, tensor, segments)
     chosen.expand(y, h, pages, b, segments, h_begin, h_stride, scaling)
+
+
+def add_lora(
+    y: Tensor,  # [T, O]  the outputs of all sites of the stack side by side, added to in place
+    x: Tensor,  # [T, D]
+    pages: Tensor,  # [num_pages, page_bytes]  uint8, the pool
+    stack: StackRows,
+    segments: Segments,
+    *,
+    backend: str | None = None,
+) -> None:
+    """y[row] += weight[entry] * scaling[s] * (x[row] @ A_s^T) @ B_s for every entry (row, segment s) and every site.
+
+    Raises:
+        ConfigError: a shape, dtype, index or byte offset that does not fit the others.
+        KernelUnavailable: no such backend, or none for this dtype.
+    """
+    chosen = _choose(backend, y)
+    _check_pages(pages)
+    _check_rows("x", x, segments)
+    _check_rows("y", y, segments)
+    if (x.dtype == torch.float64) != (y.dtype == torch.float64):
+        raise ConfigError(f"x and y must both be torch.float64 or neither, got {x.dtype} and {y.dtype}")
+    _check_per_segment("a", stack.a.begin, segments)
+    for site in stack.sites:
+        _check_per_segment("b", site.b.begin, segments)
+        begin, end = site.columns
+        if not 0 <= begin < end <= y.shape[1]:
+            raise ConfigError(f"a site has columns {begin}:{end} of a y with {y.shape[1]}")
+    if chosen.add_lora is not None:
+        chosen.add_lora(y, x, pages, stack, segments)
+        return
+    stack.check_columns()
+    h = chosen.shrink(x, pages, stack.a, segments)
+    begins, stride = stack.hidden(segments)
+    for site, h_begin in zip(stack.sites, begins, strict=True):
+        columns = y[:, slice(*site.columns)]
+        chosen.expand(columns, h, pages, site.b, segments, h_begin, stride, site.scaling)
 
 
 def paged_attention(

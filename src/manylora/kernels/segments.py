@@ -93,6 +93,11 @@ class Segments:
         return int(rows.max(initial=-1)) + 1
 
     @cached_property
+    def each_row_once(self) -> bool:
+        """Whether no row has two entries: no mixtures."""
+        return len(self.rows) == 0 or int(np.bincount(on_host(self.rows)).max()) == 1
+
+    @cached_property
     def num_breaks(self) -> NDArray[np.int64]:
         """How often, up to each entry, a row was not its predecessor plus one: equal counts, consecutive rows. [L]"""
         rows = on_host(self.rows)
@@ -191,6 +196,61 @@ class RankRows:
     @cached_property
     def kept(self) -> dict[Any, Any]:
         """What a backend derived from these rank rows, under keys of its own."""
+        return {}
+
+
+@dataclass(frozen=True, eq=False)
+class SiteRows:
+    """One site of a stack: its rank rows, and which part of the stack's outputs and of its h is the site's."""
+
+    columns: tuple[int, int]  # of y
+    b: RankRows  # rank rows of lora_b transposed, in the table of the stack
+    h_column: Tensor  # [S]  int32, where the site begins in an entry's h
+    scaling: Tensor  # [S]  fp32, alpha / rank of each segment's adapter
+
+    def __post_init__(self) -> None:
+        check_index("SiteRows.h_column", self.h_column, torch.int32, len(self.b.begin))
+        check_index("SiteRows.scaling", self.scaling, torch.float32, len(self.b.begin))
+
+
+@dataclass(frozen=True, eq=False)
+class StackRows:
+    """The rank rows of sites that share their input: one shrink serves them all, each has an expand of its own."""
+
+    a: RankRows  # of all sites, [sum of their ranks, D] of each segment
+    sites: tuple[SiteRows, ...]  # those that an adapter of the batch has
+
+    def __post_init__(self) -> None:
+        for site in self.sites:
+            if site.b.offset is not self.a.offset:
+                raise ConfigError("the rank rows of a stack's sites must be in the table of the stack")
+
+    def check_columns(self) -> None:
+        """Refuse a site whose rank rows are not among those of the stack."""
+        if self.kept.get("columns are checked"):
+            return
+        for number, site in enumerate(self.sites):
+            first = on_host(site.h_column)
+            bad = (first < 0) | (first + site.b.rank > self.a.rank)
+            if bad.any():
+                s = int(bad.argmax())
+                raise ConfigError(
+                    f"site {number} of a stack has columns {first[s]} to {first[s] + site.b.rank[s]} of h in "
+                    f"segment {s}, but the stack has {self.a.rank[s]} rank rows there"
+                )
+        self.kept["columns are checked"] = True
+
+    def hidden(self, segments: Segments) -> tuple[list[Tensor], Tensor]:
+        """(where each site begins in h, [S] int64; from one entry to the next, [S] int32): for `lora_expand`."""
+        if self.kept.get("hidden", (None,))[0] is not segments:
+            begin, stride = hidden_layout(self.a, segments)
+            self.kept["hidden"] = segments, [begin + site.h_column for site in self.sites], stride
+        _, begins, stride = self.kept["hidden"]
+        return begins, stride
+
+    @cached_property
+    def kept(self) -> dict[Any, Any]:
+        """What was derived from these rank rows, under keys of whoever did."""
         return {}
 
 

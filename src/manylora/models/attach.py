@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from manylora.errors import AdapterMismatchError, CapacityError, ConfigError
+from manylora.kernels import page_memory
 from manylora.lora.adapter import Adapter, AdapterId
 from manylora.lora.fit import check_fits
 from manylora.lora.library import Library
@@ -75,7 +76,7 @@ class Attached:
                 f"memory_bytes must be at least one page of {page_bytes} bytes, got {memory_bytes}"
             )
         device = next(model.parameters()).device
-        pool = torch.empty(num_pages, page_bytes, dtype=torch.uint8, device=device)
+        pool = page_memory(num_pages, page_bytes, device)
         stacks = [(site,) for site in self._modules]
         self._memory = UnifiedMemory(num_pages, page_tokens=1, prefix_caching=False)
         self._pages = AdapterPages(pool, stacks)
@@ -254,7 +255,7 @@ class _Rows:
     def _apply(self, stack: int, x: Tensor, y: Tensor) -> None:
         batch = self._batch(len(x) // len(self._mixtures))
         assert batch is not None, "a site is touched though every row runs the base"
-        batch.apply(stack, x, [y])
+        batch.apply(stack, x, y, [(0, y.shape[1])])
 
     def _batch(self, rows_per_item: int) -> LoraBatch | None:
         if rows_per_item not in self._batches:

@@ -14,12 +14,15 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from manylora.kernels import RankRows, Segments, ops
+from manylora.kernels import RankRows, Segments, SiteRows, StackRows, ops
 from manylora.lora.adapter import AdapterId
 from manylora.models.adapter_pages import ResidentAdapter
 
 WeightedAdapters = tuple[tuple[AdapterId, float], ...]
 """(adapter identity, weight) of one item; empty for the base."""
+
+Columns = Sequence[tuple[int, int]]
+"""begin:end of the outputs of a stack, of each of its sites."""
 
 RowRange = tuple[int, int, float]
 """Rows begin:end that use an adapter, and its weight for them."""
@@ -74,14 +77,28 @@ class AdapterSet:
             np.stack([i.stack_end for i in index]),
         )
         self.stack_rank = stack_end - stack_begin  # [S, K]
-        self.site_column = np.stack([i.site_column for i in index])  # [S, M]
         self.row_dtype = np.array([i.dtype_code for i in index], dtype=np.uint8)  # [S]
         self.stack_rows = rank_rows(stack_begin, stack_end)  # [K]; None: no adapter touches the stack
         self.site_rows = rank_rows(  # [M]
             np.stack([i.site_begin for i in index]), np.stack([i.site_end for i in index])
         )
-        self.h_stride = self.columns(self.stack_rank[:, site_stack], np.int32)  # [M] of [S]
-        self.scaling = self.columns(np.stack([i.scaling for i in index]), np.float32)  # [M] of [S]
+        self._h_column = self.columns(np.stack([i.site_column for i in index]), np.int32)  # [M] of [S]
+        self._scaling = self.columns(np.stack([i.scaling for i in index]), np.float32)  # [M] of [S]
+
+        self._stacks: dict[int, StackRows] = {}
+
+    def stack(self, stack: int, columns: Columns) -> StackRows | None:
+        """What the kernels read of a stack whose sites have these columns; None: no adapter touches it."""
+        a = self.stack_rows[stack]
+        if a is not None and stack not in self._stacks:
+            members = range(*np.searchsorted(self.site_stack, [stack, stack + 1]).tolist())
+            sites = (
+                SiteRows(its, b, self._h_column[m], self._scaling[m])
+                for m, its in zip(members, columns, strict=True)
+                if (b := self.site_rows[m]) is not None
+            )
+            self._stacks[stack] = StackRows(a, tuple(sites))
+        return self._stacks.get(stack)
 
     def columns(self, values: npt.NDArray[np.generic], dtype: type) -> list[Tensor]:
         """The columns of [S, *] values as tensors of [S], views of one transfer to the device."""
@@ -101,11 +118,6 @@ class LoraBatch:
         self._pages = pages
         self._adapters = adapters
         self._segments = segments
-        h_size = (
-            segments.num_entries[:, None] * adapters.stack_rank
-        )  # [S, K]  values each segment puts into h
-        h_begin = (np.cumsum(h_size, axis=0) - h_size)[:, adapters.site_stack] + adapters.site_column
-        self._h_begin = adapters.columns(h_begin, np.int64)  # [M] of [S]
 
     @property
     def adapters(self) -> AdapterSet:
@@ -115,27 +127,18 @@ class LoraBatch:
     def segments(self) -> Segments:
         return self._segments
 
-    def apply(self, stack: int, x: Tensor, outputs: Sequence[Tensor]) -> None:
-        """Add the mixture of each row to the stack's outputs, in place.
+    def apply(self, stack: int, x: Tensor, y: Tensor, columns: Columns) -> None:
+        """Add the mixture of each row to the outputs of a stack, in place.
 
         Args:
             stack: which stack.
             x: [T, D], the input that its sites share.
-            outputs: one [T, O] per site of the stack, in order; column slices of the stacked product will do.
+            y: [T, O], the outputs of its sites side by side.
+            columns: of y, of each site in order; the same whenever the stack is named.
         """
-        adapters = self._adapters
-        rank_rows = adapters.stack_rows[stack]
-        if rank_rows is None:
-            return
-        h = ops.lora_shrink(x, self._pages, rank_rows, self._segments)
-        first = int(np.searchsorted(adapters.site_stack, stack))
-        for site, y in enumerate(outputs, first):
-            rows = adapters.site_rows[site]
-            if rows is not None:
-                ops.lora_expand(
-                    y, h, self._pages, rows, self._segments,
-                    self._h_begin[site], adapters.h_stride[site], adapters.scaling[site],
-                )  # fmt: skip
+        rows = self._adapters.stack(stack, columns)
+        if rows is not None:
+            ops.add_lora(y, x, self._pages, rows, self._segments)
 
     def touches(self, stack: int) -> bool:
         """Whether any adapter of the batch has a site in this stack."""
@@ -180,12 +183,15 @@ class LoraBatchBuilder:
         return self._batch
 
     def _used(self, items: Sequence[Item]) -> list[tuple[AdapterId, list[RowRange]]]:
-        """The segments: each adapter once, with all rows that use it, so that it is read once for all of them."""
+        """The segments: each adapter once, with all rows that use it, so that it is read once for all of them.
+
+        In the order of their content, so that a row of a mixture is added to in the same order whoever is in the batch.
+        """
         by_adapter: dict[AdapterId, list[RowRange]] = {}
         for item in items:
             for identity, weight in item.mixture:
                 by_adapter.setdefault(identity, []).append((item.begin, item.end, weight))
-        return list(by_adapter.items())
+        return sorted(by_adapter.items())
 
 
 def _segments(

@@ -25,5 +25,4 @@ class StackedLora:
         self._order = {stack: i for i, stack in enumerate(Stack)}
 
     def shrink_expand(self, layer: int, stack: Stack, x: Tensor, y: Tensor) -> None:
-        outputs = [y[:, begin:end] for begin, end in self._columns[stack]]
-        self.batch.apply(layer * len(self._order) + self._order[stack], x, outputs)
+        self.batch.apply(layer * len(self._order) + self._order[stack], x, y, self._columns[stack])

@@ -3,7 +3,7 @@
 import torch
 
 from manylora.errors import ConfigError
-from manylora.kernels import KvLayout
+from manylora.kernels import KvLayout, page_memory
 from manylora.memory.page_size import ModelShape, choose_page_tokens
 from manylora.memory.pages import PageId
 from manylora.memory.unified import MemoryUse, UnifiedMemory
@@ -32,7 +32,7 @@ class Pool:
             raise ConfigError(
                 f"pool_bytes must hold at least one page of {page_bytes} bytes, got {config.pool_bytes}"
             )
-        self.pages = torch.empty(self.num_pages, page_bytes, dtype=torch.uint8, device=model.device)
+        self.pages = page_memory(self.num_pages, page_bytes, model.device)
         self.memory = UnifiedMemory(
             self.num_pages, self.layout.page_tokens, prefix_caching=config.prefix_caching
         )

@@ -1,8 +1,8 @@
 """The kernels in C++, for CPUs: rank rows, keys and values are read where they lie, nothing is gathered.
 
-One binary holds every kernel for AVX-512 (with VNNI and without), for AVX2 with FMA and for any processor; the widest
-set that this one has is used. Computes in float32. Activations in bfloat16 or float16 are widened for the call and
-rounded after it.
+One binary holds every kernel for AVX-512 (alone, with VNNI, with AMX too), for AVX2 with FMA and for any processor; the
+widest set that this one has is used. Computes in float32. Activations in bfloat16 or float16 are widened for the call
+and rounded after it.
 """
 
 # Shapes: as in segments.py and kv.py; H query heads.
@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import warnings
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from manylora.kernels import rowwise
 from manylora.kernels.kv import KvLayout, PagedSequences
 from manylora.kernels.kv import write_kv as write_kv_in_torch
-from manylora.kernels.segments import ROW_DTYPES, PlacedRows, RankRows, Segments
+from manylora.kernels.segments import ROW_DTYPES, PlacedRows, RankRows, Segments, SiteRows, StackRows
 
 try:
     from manylora.kernels.native import _core
@@ -69,6 +70,17 @@ def lora_expand(
     _core.expand(
         wide.data_ptr(), wide.stride(0), y.shape[1], *_rank_rows(pages, b), *_segments(segments),
         h_begin.data_ptr(), h_stride.data_ptr(), h.data_ptr(), scaling.data_ptr(), _threads(),
+    )  # fmt: skip
+    if wide is not y:
+        y.copy_(wide)
+
+
+def add_lora(y: Tensor, x: Tensor, pages: Tensor, stack: StackRows, segments: Segments) -> None:
+    """See ops.add_lora."""
+    x, wide = _float_rows(x), _float_rows(y)
+    _core.lora(
+        x.data_ptr(), x.stride(0), x.shape[1], wide.data_ptr(), wide.stride(0), pages.data_ptr(),
+        *_stack(pages, stack, segments, x.shape[1]), _threads(),
     )  # fmt: skip
     if wide is not y:
         y.copy_(wide)
@@ -187,6 +199,31 @@ def _segments(segments: Segments) -> tuple[int, int, int, int, int]:
         segments.weight.data_ptr(),
         segments.row_dtype.data_ptr(),
     )
+
+
+def _stack(pages: Tensor, stack: StackRows, segments: Segments, width: int) -> tuple[int, ...]:
+    """What a call needs of the records; found once, for a step makes four calls a layer with the same ones."""
+    kept = stack.kept.get("native")
+    if kept is None or kept[0] is not segments or kept[1] != (pages.numel(), width):
+        _ = segments.num_entries  # checks where the segments begin
+        stack.check_columns()
+        stack.a.check_inside(pages.numel(), segments.row_bytes(width))
+        for site in stack.sites:
+            site.b.check_inside(pages.numel(), segments.row_bytes(site.columns[1] - site.columns[0]))
+        sites = np.array([_site(site) for site in stack.sites], dtype=np.int64)
+        arguments = (
+            *_rank_rows(pages, stack.a)[1:], sites.ctypes.data, len(sites), *_segments(segments), segments.each_row_once
+        )  # fmt: skip
+        kept = stack.kept["native"] = segments, (pages.numel(), width), arguments, sites
+    arguments = kept[2]
+    return arguments
+
+
+def _site(site: SiteRows) -> tuple[int, ...]:
+    """`Site` of types.hpp."""
+    begin, end = site.columns
+    tensors = (site.b.begin, site.b.end, site.h_column, site.scaling)
+    return begin, end - begin, *(tensor.data_ptr() for tensor in tensors)
 
 
 def _plane(pages: Tensor, layout: KvLayout, layer: int) -> tuple[int, int, int, int, int, int, int]:

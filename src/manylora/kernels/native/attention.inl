@@ -5,6 +5,7 @@
 
 #include <vector>
 
+#include "ahead.hpp"
 #include "parallel.hpp"
 #include "simd.hpp"
 
@@ -13,20 +14,22 @@ namespace manylora::MANYLORA_ISA {
 constexpr int kQueries = 4;       // queries that share each key and value that is read
 constexpr int kTaskQueries = 32;  // queries of a task
 
-// The keys, or the values, of one sequence.
+// The keys, or the values, of one sequence, of neighbouring heads.
 template <class T>
 struct Tokens {
   const uint8_t* plane;
   const int32_t* pages;
   int64_t page_bytes, page_tokens, token_dim;
+  int64_t first_element, num_elements;  // of a token: those of the heads
+  bool in_cache;                        // they have just been read
 
-  // Calls use(first, last, elements of the first, elements that are read next) for the tokens 0..end, those of a page
-  // together. `after`: what is read after the last page, or nullptr.
+  // Calls use(first, last, elements of the first, what is read next) for the tokens 0..end, those of a page together.
+  // `after`: what is read after the last page.
   template <class Use>
-  void each_page(int64_t end, const T* after, const Use& use) const {
+  void each_page(int64_t end, const Ahead& after, const Use& use) const {
     for (int64_t first = 0; first < end; first += page_tokens) {
       const int64_t last = first + page_tokens < end ? first + page_tokens : end;
-      use(first, last, address(first), last < end ? address(last) : after);
+      use(first, last, address(first), last < end ? ahead(last, end) : after);
     }
   }
 
@@ -34,12 +37,12 @@ struct Tokens {
     return reinterpret_cast<const T*>(plane + pages[first_of_page / page_tokens] * page_bytes);
   }
 
-  // Has one head of a page brought into cache, to be read once: which page comes next, the processor cannot know.
-  void prefetch_head(const T* page, int64_t head_offset, int64_t head_dim) const {
-    if (page == nullptr) return;
-    constexpr int64_t kMost = 32, kLine = 64 / sizeof(T);  // in a longer page it has seen the pattern
-    for (int64_t i = 0; i < page_tokens && i < kMost; i++)
-      for (int64_t d = 0; d < head_dim; d += kLine) __builtin_prefetch(page + i * token_dim + head_offset + d, 0, 0);
+  // The page that begins with this token, of a sequence of `end` tokens.
+  Ahead ahead(int64_t first_of_page, int64_t end) const {
+    if (in_cache) return {};
+    const int64_t tokens = end - first_of_page < page_tokens ? end - first_of_page : page_tokens;
+    return {reinterpret_cast<const uint8_t*>(address(first_of_page) + first_element),
+            num_elements * static_cast<int64_t>(sizeof(T)), token_dim * static_cast<int64_t>(sizeof(T)), tokens};
   }
 };
 
@@ -80,10 +83,13 @@ static void score_tokens(const Queries<N>& queries, const T* key, int64_t token_
 
 template <class T, int N>
 static void score_page(const Queries<N>& queries, int64_t first, int64_t last, const T* keys, int64_t token_dim,
-                       int64_t head_dim, float scale, float* scores, int64_t stride) {
+                       int64_t head_dim, float scale, float* scores, int64_t stride, Ahead& ahead) {
   const T* key = keys + queries.head_offset;
-  for (; first + 4 <= last; first += 4, key += 4 * token_dim)
+  for (; first + 4 <= last; first += 4, key += 4 * token_dim) {
+    ahead.step();
     score_tokens<T, N, 4>(queries, key, token_dim, head_dim, scale, scores + first, stride);
+  }
+  if (first < last) ahead.step();
   for (; first < last; first++, key += token_dim)
     score_tokens<T, N, 1>(queries, key, token_dim, head_dim, scale, scores + first, stride);
 }
@@ -108,7 +114,7 @@ static float exponentiate(float* scores, int64_t count) {
 // columns from d on, the last of which has `width` columns only.
 template <class T, int N, int C, bool kPart>
 static void weigh_columns(const Queries<N>& queries, int64_t first, int64_t last, const T* value, int64_t token_dim,
-                          int64_t d, int64_t width, const float* weights, int64_t stride) {
+                          int64_t d, int64_t width, const float* weights, int64_t stride, Ahead& ahead) {
   const auto take = [&](const auto* from) { return kPart ? load_part(from, width) : load(from); };
   Vec total[N][C];
   MANYLORA_UNROLL for (int n = 0; n < N; n++)
@@ -116,6 +122,7 @@ static void weigh_columns(const Queries<N>& queries, int64_t first, int64_t last
   value += d;
   const int64_t common = queries.visible[0] < last ? queries.visible[0] : last;  // tokens that all queries see
   for (int64_t token = first; token < common; token++, value += token_dim) {
+    if (token % 4 == 0) ahead.step();
     Vec v[C];
     MANYLORA_UNROLL for (int c = 0; c < C; c++) v[c] = take(value + c * kLanes);
     MANYLORA_UNROLL for (int n = 0; n < N; n++) {
@@ -138,21 +145,21 @@ static void weigh_columns(const Queries<N>& queries, int64_t first, int64_t last
 
 template <class T, int N>
 static void weigh_page(const Queries<N>& queries, int64_t first, int64_t last, const T* values, int64_t token_dim,
-                       int64_t head_dim, const float* weights, int64_t stride) {
+                       int64_t head_dim, const float* weights, int64_t stride, Ahead& ahead) {
   const T* value = values + queries.head_offset;
   int64_t d = 0;
   for (; d + 4 * kLanes <= head_dim; d += 4 * kLanes)
-    weigh_columns<T, N, 4, false>(queries, first, last, value, token_dim, d, 0, weights, stride);
+    weigh_columns<T, N, 4, false>(queries, first, last, value, token_dim, d, 0, weights, stride, ahead);
   for (; d + kLanes <= head_dim; d += kLanes)
-    weigh_columns<T, N, 1, false>(queries, first, last, value, token_dim, d, 0, weights, stride);
+    weigh_columns<T, N, 1, false>(queries, first, last, value, token_dim, d, 0, weights, stride, ahead);
   if (d < head_dim)
-    weigh_columns<T, N, 1, true>(queries, first, last, value, token_dim, d, head_dim - d, weights, stride);
+    weigh_columns<T, N, 1, true>(queries, first, last, value, token_dim, d, head_dim - d, weights, stride, ahead);
 }
 
 // Several key heads, N queries of each: page after page, so that the keys and values of a token are read at once.
 template <class T, int N>
 static void attend_together(const std::vector<Queries<N>>& heads, const Tokens<T>& keys, const Tokens<T>& values,
-                            int64_t head_dim, float scale) {
+                            int64_t head_dim, float scale, const Ahead& then) {
   static thread_local std::vector<float> scores, sums;
   const int64_t visible = heads[0].visible[N - 1];
   const int64_t stride = (visible / kLanes + 1) * kLanes, count = static_cast<int64_t>(heads.size());
@@ -160,22 +167,25 @@ static void attend_together(const std::vector<Queries<N>>& heads, const Tokens<T
   sums.resize(count * N);
   const auto of = [&](int64_t head) { return scores.data() + head * N * stride; };
 
-  keys.each_page(visible, values.address(0), [&](int64_t first, int64_t last, const T* page, const T* next) {
-    for (int64_t h = 0; h < count; h++) {
-      keys.prefetch_head(next, heads[h].head_offset, head_dim);
-      score_page<T, N>(heads[h], first, last, page, keys.token_dim, head_dim, scale, of(h), stride);
-    }
+  // A page is gone through once for each head, four tokens at a time.
+  const auto begin = [&](Ahead ahead, int64_t first, int64_t last) {
+    ahead.spread_over(count * ((last - first + 3) / 4));
+    return ahead;
+  };
+  keys.each_page(visible, values.ahead(0, visible), [&](int64_t first, int64_t last, const T* page, const Ahead& next) {
+    Ahead ahead = begin(next, first, last);
+    for (int64_t h = 0; h < count; h++)
+      score_page<T, N>(heads[h], first, last, page, keys.token_dim, head_dim, scale, of(h), stride, ahead);
   });
   for (int64_t h = 0; h < count; h++)
     MANYLORA_UNROLL for (int n = 0; n < N; n++) {
       sums[h * N + n] = exponentiate(of(h) + n * stride, heads[h].visible[n]);
       std::memset(heads[h].out[n], 0, head_dim * sizeof(float));
     }
-  values.each_page(visible, nullptr, [&](int64_t first, int64_t last, const T* page, const T* next) {
-    for (int64_t h = 0; h < count; h++) {
-      values.prefetch_head(next, heads[h].head_offset, head_dim);
-      weigh_page<T, N>(heads[h], first, last, page, values.token_dim, head_dim, of(h), stride);
-    }
+  values.each_page(visible, then, [&](int64_t first, int64_t last, const T* page, const Ahead& next) {
+    Ahead ahead = begin(next, first, last);
+    for (int64_t h = 0; h < count; h++)
+      weigh_page<T, N>(heads[h], first, last, page, values.token_dim, head_dim, of(h), stride, ahead);
   });
   for (int64_t h = 0; h < count; h++)
     MANYLORA_UNROLL for (int n = 0; n < N; n++)
@@ -186,10 +196,23 @@ struct AttendTask {
   int64_t sequence, first_head, last_head, first_query;  // query i of a head: row i / group, i % group of the head's
 };
 
+template <class T>
+static Tokens<T> tokens_of(const uint8_t* keys_or_values, const AttendTask& task, const KvPlane& plane,
+                           const Sequences& sequences, bool in_cache) {
+  return {keys_or_values,
+          sequences.block_table + task.sequence * sequences.table_width,
+          plane.page_bytes,
+          plane.page_tokens,
+          plane.num_kv_heads * plane.head_dim,
+          task.first_head * plane.head_dim,
+          (task.last_head - task.first_head) * plane.head_dim,
+          in_cache};
+}
+
 // Queries first..first + N of each key head of the task.
 template <class T, int N>
 static void attend_queries(const AttendTask& task, int64_t first, Rows q, Rows out, int64_t group,
-                           const KvPlane& plane, const Sequences& sequences, float scale) {
+                           const KvPlane& plane, const Sequences& sequences, float scale, const Ahead& then) {
   static thread_local std::vector<Queries<N>> heads;
   const int64_t first_row = sequences.query_start[task.sequence];
   const int64_t num_new = sequences.query_start[task.sequence + 1] - first_row;
@@ -204,25 +227,26 @@ static void attend_queries(const AttendTask& task, int64_t first, Rows q, Rows o
       queries.out[n] = out.data + (first_row + row) * out.stride + column;
       queries.visible[n] = sequences.context_len[task.sequence] - num_new + row + 1;
     }
-  const int32_t* pages = sequences.block_table + task.sequence * sequences.table_width;
-  const int64_t token_dim = plane.num_kv_heads * plane.head_dim;
-  const Tokens<T> keys{plane.keys, pages, plane.page_bytes, plane.page_tokens, token_dim};
-  const Tokens<T> values{plane.values, pages, plane.page_bytes, plane.page_tokens, token_dim};
-  attend_together<T, N>(heads, keys, values, plane.head_dim, scale);
+  const bool in_cache = first != task.first_query;  // by the first queries of the task
+  attend_together<T, N>(heads, tokens_of<T>(plane.keys, task, plane, sequences, in_cache),
+                        tokens_of<T>(plane.values, task, plane, sequences, in_cache), plane.head_dim, scale, then);
 }
 
 template <class T>
 static void attend_task(const AttendTask& task, Rows q, Rows out, int64_t group, const KvPlane& plane,
-                        const Sequences& sequences, float scale) {
+                        const Sequences& sequences, float scale, const AttendTask* next) {
+  Ahead then;
+  if (next) then = tokens_of<T>(plane.keys, *next, plane, sequences, false).ahead(0, sequences.context_len[next->sequence]);
   const int64_t all = (sequences.query_start[task.sequence + 1] - sequences.query_start[task.sequence]) * group;
   const int64_t last = task.first_query + kTaskQueries < all ? task.first_query + kTaskQueries : all;
   int64_t query = task.first_query;
   for (; query + kQueries <= last; query += kQueries)
-    attend_queries<T, kQueries>(task, query, q, out, group, plane, sequences, scale);
+    attend_queries<T, kQueries>(task, query, q, out, group, plane, sequences, scale,
+                                query + kQueries < last ? Ahead{} : then);
   switch (last - query) {
-    case 3: return attend_queries<T, 3>(task, query, q, out, group, plane, sequences, scale);
-    case 2: return attend_queries<T, 2>(task, query, q, out, group, plane, sequences, scale);
-    case 1: return attend_queries<T, 1>(task, query, q, out, group, plane, sequences, scale);
+    case 3: return attend_queries<T, 3>(task, query, q, out, group, plane, sequences, scale, then);
+    case 2: return attend_queries<T, 2>(task, query, q, out, group, plane, sequences, scale, then);
+    case 1: return attend_queries<T, 1>(task, query, q, out, group, plane, sequences, scale, then);
   }
 }
 
@@ -242,11 +266,13 @@ static void attend(Rows q, Rows out, int64_t num_heads, KvPlane plane, Sequences
         tasks.push_back({i, head, head + heads, first});
   }
   const AttendTask* task_list = tasks.data();
-  parallel_for(static_cast<int64_t>(tasks.size()), threads, [=](int64_t i) {
+  const int64_t count = static_cast<int64_t>(tasks.size());
+  parallel_for_with_next(count, threads, [=](int64_t i, int64_t number) {
+    const AttendTask* next = number < count ? task_list + number : nullptr;
     switch (plane.dtype) {
-      case DType::kFloat32: return attend_task<float>(task_list[i], q, out, group, plane, sequences, scale);
-      case DType::kBFloat16: return attend_task<BFloat16>(task_list[i], q, out, group, plane, sequences, scale);
-      case DType::kHalf: return attend_task<Half>(task_list[i], q, out, group, plane, sequences, scale);
+      case DType::kFloat32: return attend_task<float>(task_list[i], q, out, group, plane, sequences, scale, next);
+      case DType::kBFloat16: return attend_task<BFloat16>(task_list[i], q, out, group, plane, sequences, scale, next);
+      case DType::kHalf: return attend_task<Half>(task_list[i], q, out, group, plane, sequences, scale, next);
     }
   });
 }

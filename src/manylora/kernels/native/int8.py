@@ -4,7 +4,8 @@ Weights keep a scale per output; activations get one per row and GROUP inputs as
 language model are many times larger than the rest (Dettmers et al. 2022, LLM.int8). torch's dynamic quantised linear
 scales a whole batch at once, so that one outlier row changes everybody's answer; here no row can change another's.
 
-Fast with AVX-512 VNNI; elsewhere the same integers are multiplied in plain loops.
+Fast with AVX-512 VNNI, faster with AMX, and of the same bits with both; elsewhere the same integers are multiplied in
+plain loops.
 """
 
 # Shapes: T rows, O outputs, D inputs.

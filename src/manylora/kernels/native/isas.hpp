@@ -1,11 +1,27 @@
 // The instruction sets of the kernels, and which of them this processor runs.
 #pragma once
 
+#if defined(MANYLORA_AMX)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 #include <vector>
 
 #include "types.hpp"
 
 namespace manylora {
+
+#if defined(MANYLORA_AMX)
+// Whether the processor multiplies tiles of eight-bit integers, and Linux lets this process have their registers.
+inline bool may_use_tiles() {
+  unsigned a, b, c, d;
+  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d >> 24 & 3) != 3) return false;  // AMX-TILE, AMX-INT8
+  constexpr long kAskForPermission = 0x1023, kTileData = 18;                          // of arch_prctl
+  return syscall(SYS_arch_prctl, kAskForPermission, kTileData) == 0;
+}
+#endif
 
 // Widest first.
 inline std::vector<const Kernels*> supported() {
@@ -14,7 +30,12 @@ inline std::vector<const Kernels*> supported() {
   __builtin_cpu_init();
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
       __builtin_cpu_supports("avx512dq")) {
-    if (__builtin_cpu_supports("avx512vnni")) sets.push_back(&kAvx512VnniKernels);
+    if (__builtin_cpu_supports("avx512vnni")) {
+#if defined(MANYLORA_AMX)
+      if (may_use_tiles()) sets.push_back(&kAmxKernels);
+#endif
+      sets.push_back(&kAvx512VnniKernels);
+    }
     sets.push_back(&kAvx512Kernels);
   }
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"))

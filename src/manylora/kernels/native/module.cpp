@@ -54,6 +54,8 @@ KvPlane plane_at(Address keys, Address values, int64_t page_bytes, int64_t page_
           static_cast<DType>(dtype)};
 }
 
+static_assert(sizeof(Site) == 6 * sizeof(int64_t), "native/__init__.py writes a site as six integers of 64 bits");
+
 }  // namespace
 
 NB_MODULE(_core, m) {
@@ -80,6 +82,15 @@ NB_MODULE(_core, m) {
                        segments_at(num_segments, rows, row_start, weight, row_dtype),
                        {at<const int64_t>(h_begin), at<const int32_t>(h_stride)}, at<const float>(h),
                        at<const float>(scaling), threads);
+      },
+      free_gil);
+  m.def(
+      "lora",
+      [](A x, I x_stride, I width, A y, I y_stride, A pages, A offset, A begin, A end, A sites, I num_sites,
+         I num_segments, A rows, A row_start, A weight, A row_dtype, bool each_row_once, int threads) {
+        active->lora({at<float>(x), x_stride}, width, {at<float>(y), y_stride},
+                     rank_rows_at(pages, offset, begin, end), at<const Site>(sites), num_sites,
+                     segments_at(num_segments, rows, row_start, weight, row_dtype), each_row_once, threads);
       },
       free_gil);
   m.def(

@@ -4,6 +4,7 @@
 // spin against the first (docs/decisions/0004).
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 
 namespace manylora::MANYLORA_ISA {
@@ -17,6 +18,24 @@ static inline void parallel_for(int64_t count, int threads, const Work& work) {
   }
 #pragma omp parallel for num_threads(threads) schedule(dynamic, 1)
   for (int64_t i = 0; i < count; i++) work(i);
+}
+
+// Calls work(i, next), where `next` is what the same thread will do after i; no task if it is `count` or more. Towards the
+// end nobody takes a task before it can begin it, or others would have none.
+template <class Work>
+static inline void parallel_for_with_next(int64_t count, int threads, const Work& work) {
+  if (threads <= 1 || count <= 1) {
+    for (int64_t i = 0; i < count; i++) work(i, i + 1);
+    return;
+  }
+  std::atomic<int64_t> untaken{0};
+#pragma omp parallel num_threads(threads)
+  for (int64_t i = untaken++; i < count;) {
+    const bool takes_next = untaken + threads <= count;
+    const int64_t next = takes_next ? untaken++ : count;
+    work(i, next);
+    i = takes_next ? next : untaken++;
+  }
 }
 
 }  // namespace manylora::MANYLORA_ISA

@@ -4,6 +4,7 @@
 // functions of one name compiled for different instruction sets must never be taken for each other.
 #pragma once
 
+#include <bit>
 #include <cstdint>
 #include <cstring>
 
@@ -78,6 +79,79 @@ static inline Vec load_part(const T* from, int64_t count) {
 }
 
 static inline void store(float* to, Vec v) { std::memcpy(to, &v, sizeof v); }
+
+// Two vectors of neighbouring elements, in the order in which a type is quickest to load: see load_pair.
+struct Pair {
+  Vec first, second;
+};
+
+static inline Pair load_pair(const float* from) { return {load(from), load(from + kLanes)}; }
+static inline Pair load_pair(const Half* from) { return {load(from), load(from + kLanes)}; }
+
+// Those at even places, then those at odd ones: a shift and a mask for what in order takes two conversions and two shifts.
+static inline Pair load_pair(const BFloat16* from) {
+  static_assert(std::endian::native == std::endian::little);
+  VecU raw;
+  std::memcpy(&raw, from, sizeof raw);
+  return {(Vec)(raw << 16), (Vec)(raw & 0xffff0000u)};
+}
+
+// The first `count` elements of a pair, zeros behind them; nothing behind them is read.
+template <class T>
+static inline Pair load_pair_part(const T* from, int64_t count) {
+  T padded[2 * kLanes] = {};
+  std::memcpy(padded, from, count * sizeof(T));
+  return load_pair(padded);
+}
+
+// A pair of floats in the order of load_pair for T.
+template <class T>
+static inline Pair arranged(Pair in_order) {
+  return in_order;
+}
+
+template <>
+inline Pair arranged<BFloat16>(Pair in_order) {
+#if defined(__AVX512F__)
+  const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+  const __m512i odd = _mm512_add_epi32(even, _mm512_set1_epi32(1));
+  return {(Vec)_mm512_permutex2var_ps((__m512)in_order.first, even, (__m512)in_order.second),
+          (Vec)_mm512_permutex2var_ps((__m512)in_order.first, odd, (__m512)in_order.second)};
+#else
+  float flat[2 * kLanes];
+  store(flat, in_order.first);
+  store(flat + kLanes, in_order.second);
+  Pair result;
+  for (int i = 0; i < kLanes; i++) {
+    result.first[i] = flat[2 * i];
+    result.second[i] = flat[2 * i + 1];
+  }
+  return result;
+#endif
+}
+
+// The inverse: a pair in the order of load_pair for T, in the order of the elements.
+template <class T>
+static inline Pair in_order(Pair arranged) {
+  return arranged;
+}
+
+template <>
+inline Pair in_order<BFloat16>(Pair arranged) {
+#if defined(__AVX512F__)
+  const __m512i low = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+  const __m512i high = _mm512_add_epi32(low, _mm512_set1_epi32(8));
+  return {(Vec)_mm512_permutex2var_ps((__m512)arranged.first, low, (__m512)arranged.second),
+          (Vec)_mm512_permutex2var_ps((__m512)arranged.first, high, (__m512)arranged.second)};
+#else
+  float flat[2 * kLanes];
+  for (int i = 0; i < kLanes; i++) {
+    flat[2 * i] = arranged.first[i];
+    flat[2 * i + 1] = arranged.second[i];
+  }
+  return {load(flat), load(flat + kLanes)};
+#endif
+}
 
 static inline void store_part(float* to, Vec v, int64_t count) { std::memcpy(to, &v, count * sizeof(float)); }
 

@@ -40,6 +40,16 @@ struct Hidden {
   const int32_t* stride;
 };
 
+// See manylora.kernels.SiteRows: `width` columns of y from `column` on, the rank rows begin..end of each segment in the
+// table of the stack, where they begin in an entry's h, and the scaling of each segment.
+struct Site {
+  int64_t column, width;
+  const int32_t* begin;
+  const int32_t* end;
+  const int32_t* h_column;
+  const float* scaling;
+};
+
 // One layer of manylora.kernels.KvLayout: token i of page p has its keys at p * page_bytes + i * token_bytes after
 // `keys`, its values as far after `values`.
 struct KvPlane {
@@ -86,6 +96,11 @@ struct Kernels {
   void (*expand)(Rows y, int64_t width, RankRows b, Segments segments, Hidden hidden, const float* h,
                  const float* scaling, int threads);
 
+  // Both at once for all sites of a stack, y[row] += ...; h is not kept. `a` are the rank rows of the whole stack, and its
+  // table those of the sites too. `each_row_once`: no row has two entries.
+  void (*lora)(Rows x, int64_t width, Rows y, RankRows a, const Site* sites, int64_t num_sites, Segments segments,
+               bool each_row_once, int threads);
+
   // out[row] = softmax(scale * q[row] K^T) V, each row over its sequence up to and including itself.
   void (*attend)(Rows q, Rows out, int64_t num_heads, KvPlane plane, Sequences sequences, float scale, int threads);
 
@@ -113,6 +128,9 @@ extern const Kernels kPortableKernels;
 extern const Kernels kAvx2Kernels;
 extern const Kernels kAvx512Kernels;
 extern const Kernels kAvx512VnniKernels;
+#endif
+#if defined(MANYLORA_AMX)
+extern const Kernels kAmxKernels;
 #endif
 
 }  // namespace manylora
