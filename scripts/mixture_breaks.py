@@ -26,10 +26,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from manylora.bench.image_accelerators import Accelerator, read_accelerator
-from manylora.bench.image_judge import Judge, Verdict, load_judge
-from manylora.bench.image_metrics import prompt_hits, within_manifold
-from manylora.bench.image_prompts import PromptSet, choose_prompts, read_pictures, read_rows
+from manylora.bench.image.accelerators import Accelerator, read_accelerator
+from manylora.bench.image.judge import Judge, Verdict, load_judge
+from manylora.bench.image.metrics import prompt_hits, within_manifold
+from manylora.bench.image.prompts import PromptSet, choose_prompts, read_pictures, read_rows
 from manylora.diffusion import last_latent
 from manylora.image.adapters import DiffusionModel
 from manylora.image.noise import SeededNoise

@@ -23,7 +23,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from manylora.bench.image_intervals import Interval
+from manylora.bench.image.intervals import Interval
 from manylora.models.image_probe import DenoiserChange, ImageProbeResult
 from manylora.models.image_verdict import judge_image, risk
 from manylora.models.verdict import Level

@@ -21,7 +21,7 @@ from icons.folders import DATA_FOLDER, RUNS_FOLDER
 from icons.image_folder import to_unit_range
 from icons.judge_data import NAMES, JudgeData, base_data, batches, style_data
 from icons.models import generator, nothing_but
-from manylora.bench.image_judge import Judge, JudgeNet, JudgeSize, save_judge
+from manylora.bench.image.judge import Judge, JudgeNet, JudgeSize, save_judge
 from manylora.training import LoopConfig, TrainingRun
 from manylora.training.hardware import make_accelerator
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from manylora.bench.image_intervals import Interval
-from manylora.bench.image_report import from_json
-from manylora.bench.image_table import RowFigures
+from manylora.bench.image.intervals import Interval
+from manylora.bench.image.report import from_json
+from manylora.bench.image.table import RowFigures
 from points import Line
 from tested import ROOT
 

@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from lcm_points.records import Record, newest, percent, thousandth
-from manylora.bench.image_intervals import Interval
-from manylora.bench.image_rows import FREE_SAMPLERS, MANY_STEPS
-from manylora.bench.image_table import RowFigures
+from manylora.bench.image.intervals import Interval
+from manylora.bench.image.rows import FREE_SAMPLERS, MANY_STEPS
+from manylora.bench.image.table import RowFigures
 from points import Line, missing
 
 COMMAND = (

@@ -8,8 +8,8 @@ that was distilled by phases. Read from the kept record.
 from collections.abc import Iterator
 
 from lcm_points.records import Record, newest, percent
-from manylora.bench.image_rows import MANY_STEPS, STYLE_WEIGHT
-from manylora.bench.image_table import RowFigures
+from manylora.bench.image.rows import MANY_STEPS, STYLE_WEIGHT
+from manylora.bench.image.table import RowFigures
 from points import Line, missing
 
 COMMAND = (

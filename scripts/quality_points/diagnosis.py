@@ -7,7 +7,7 @@ import json
 import math
 from collections.abc import Iterator
 
-from manylora.bench.image_intervals import Interval
+from manylora.bench.image.intervals import Interval
 from mixture_breaks import DATA, MIN_LORAS
 from mixture_breaks_report import PLAIN, VERDICT, Measured, ahead, areas, mended, read
 from points import Line, missing

@@ -6,8 +6,8 @@ Read from the kept record, which takes 20 minutes to make.
 from collections.abc import Iterator
 
 from lcm_points.records import Record, newest, thousandth
-from manylora.bench.image_rows import MANY_STEPS
-from manylora.bench.image_table import RowFigures
+from manylora.bench.image.rows import MANY_STEPS
+from manylora.bench.image.table import RowFigures
 from points import Line, missing
 
 COMMAND = "examples/lcm/run.sh phased steps"

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from lcm_points.records import Record, newest, percent
 from lcm_points.universal import MIN_KEPT
-from manylora.bench.image_rows import MANY_STEPS, STYLE_WEIGHT
+from manylora.bench.image.rows import MANY_STEPS, STYLE_WEIGHT
 from points import Line, missing
 
 COMMAND = "examples/lcm/run.sh phased universal"

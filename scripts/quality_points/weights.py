@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 
 from lcm_points.records import Record, newest
-from manylora.bench.image_rows import STYLE_WEIGHT
-from manylora.bench.image_table import RowFigures
+from manylora.bench.image.rows import STYLE_WEIGHT
+from manylora.bench.image.table import RowFigures
 from points import Line, missing
 
 COMMAND = "examples/lcm/run.sh weights"

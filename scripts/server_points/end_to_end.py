@@ -19,7 +19,7 @@ from openai import AsyncOpenAI, NotFoundError
 from core_points.equality import MAX_GAP, MIN_CHANGED, MIN_EQUAL
 from core_points.equality_cases import STRENGTH, STYLES
 from manylora.bench.adapters import adapter_name, write_adapters
-from manylora.bench.serve_server import started_server
+from manylora.bench.serve.server import started_server
 from manylora.cli.demo_prompts import QUESTIONS
 from manylora.lora.library import Library
 from manylora.models.demo_model import DEMO_MODEL

@@ -22,7 +22,7 @@ from typing import Any
 
 import httpx
 
-from manylora.bench.serve_server import Server
+from manylora.bench.serve.server import Server
 from points import Line
 from server_points.served import by_label, headers, openai_client, server_rss_bytes, tiny_server
 

@@ -14,12 +14,12 @@ from pathlib import Path
 from unittest import mock
 
 from manylora.bench.adapters import adapter_name, write_adapters
-from manylora.bench.contender import Job as EngineJob
-from manylora.bench.ours import make_engine, make_resident, run_trace
-from manylora.bench.serve_generator import generate
-from manylora.bench.serve_job import Job, ServeRequest
-from manylora.bench.serve_server import Server, started_server
-from manylora.bench.workload import Distribution, Trace, make_trace
+from manylora.bench.serve.generator import generate
+from manylora.bench.serve.job import Job, ServeRequest
+from manylora.bench.serve.server import Server, started_server
+from manylora.bench.text.contender import Job as EngineJob
+from manylora.bench.text.ours import make_engine, make_resident, run_trace
+from manylora.bench.text.workload import Distribution, Trace, make_trace
 from manylora.lora.library import Library
 from manylora.models.demo_model import DEMO_MODEL
 from manylora.models.loading import load_config, load_model

@@ -7,7 +7,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from manylora.bench.serve_config import ServeBenchConfig
+from manylora.bench.serve.config import ServeBenchConfig
 from manylora.models.demo_model import DEMO_MODEL
 from tested import ROOT
 

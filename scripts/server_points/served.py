@@ -9,7 +9,7 @@ import psutil
 from openai import AsyncOpenAI
 from prometheus_client.parser import text_string_to_metric_families
 
-from manylora.bench.serve_server import Server, started_server
+from manylora.bench.serve.server import Server, started_server
 from manylora.lora.formats import save_peft
 from manylora.models.tiny import save_tiny, tiny_adapter, tiny_config
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from manylora.bench.adapters import write_adapters
-from manylora.bench.contender import Job
-from manylora.bench.workload import Distribution, Trace, make_trace
+from manylora.bench.text.contender import Job
+from manylora.bench.text.workload import Distribution, Trace, make_trace
 from manylora.models.loading import load_config
 from manylora.models.sites import base_sites
 

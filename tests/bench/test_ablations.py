@@ -6,17 +6,17 @@ from dataclasses import replace
 import pytest
 import torch
 
-from manylora.bench.ablations import (
+from manylora.bench.steptime import SlowLibrary
+from manylora.bench.text.ablations import (
     UngroupedBuilder,
     WithoutNative,
     WithoutPrefetch,
     WithoutUnified,
     replaced,
 )
-from manylora.bench.contender import RunOrder
-from manylora.bench.ours import ManyLora, make_engine, submit
-from manylora.bench.split_pool import SplitMemory
-from manylora.bench.steptime import SlowLibrary
+from manylora.bench.text.contender import RunOrder
+from manylora.bench.text.ours import ManyLora, make_engine, submit
+from manylora.bench.text.split_pool import SplitMemory
 from manylora.errors import CapacityError, ConfigError
 from manylora.kernels import native, ops
 from manylora.lora.adapter import AdapterId

@@ -2,10 +2,10 @@
 
 import pytest
 
-from manylora.bench.batch_search import best_batch, predicted_tokens_per_s
-from manylora.bench.contender import RunOrder
-from manylora.bench.timeline import RunFigures
-from manylora.bench.workload import Trace, TraceRequest
+from manylora.bench.text.batch_search import best_batch, predicted_tokens_per_s
+from manylora.bench.text.contender import RunOrder
+from manylora.bench.text.timeline import RunFigures
+from manylora.bench.text.workload import Trace, TraceRequest
 
 
 class ClockedPeer:

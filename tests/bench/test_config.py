@@ -1,6 +1,6 @@
 import pytest
 
-from manylora.bench.config import BenchConfig
+from manylora.bench.text.config import BenchConfig
 from manylora.errors import ConfigError
 
 

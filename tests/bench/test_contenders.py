@@ -4,11 +4,11 @@ import json
 
 import pytest
 
-from manylora.bench.contender import Job, RunOrder
-from manylora.bench.ours import ManyLora
-from manylora.bench.peer_table import ABLATIONS, CONTENDERS, PEERS, peer_without
-from manylora.bench.peers import PeftPeer, PeftSwitchPeer, TransformersPeer, pad_left
-from manylora.bench.worker import Worker, load_contender
+from manylora.bench.peers.hugging_face import PeftPeer, PeftSwitchPeer, TransformersPeer, pad_left
+from manylora.bench.peers.table import ABLATIONS, CONTENDERS, PEERS, peer_without
+from manylora.bench.text.contender import Job, RunOrder
+from manylora.bench.text.ours import ManyLora
+from manylora.bench.text.worker import Worker, load_contender
 from tests.bench.conftest import NUM_ADAPTERS, job_of, trace_of
 
 ORDER = RunOrder(batch=3)

@@ -5,8 +5,10 @@ from typing import Any
 
 import pytest
 
-from manylora.bench import first_token, first_token_command, records
-from manylora.bench.first_token_config import FirstTokenConfig
+from manylora.bench import records
+from manylora.bench.first_token import command as first_token_command
+from manylora.bench.first_token import run as first_token
+from manylora.bench.first_token.config import FirstTokenConfig
 from manylora.bench.steptime import SlowLibrary
 from manylora.errors import ConfigError
 

@@ -4,7 +4,7 @@ import pytest
 
 from manylora.bench.ceilings import Ceilings
 from manylora.bench.floor import DecoderCosts, adapter_bytes, floor_of, layer_products
-from manylora.bench.workload import Trace, TraceRequest
+from manylora.bench.text.workload import Trace, TraceRequest
 from manylora.models.config import LlamaConfig
 
 MODEL = LlamaConfig(

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from manylora.bench.image_judge import JudgeNet, JudgeSize, load_judge, save_judge
+from manylora.bench.image.judge import JudgeNet, JudgeSize, load_judge, save_judge
 from manylora.errors import ConfigError, ModelError
 from manylora.training import TrainingRun
 

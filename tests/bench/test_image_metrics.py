@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
-from manylora.bench.image_intervals import (
+from manylora.bench.image.intervals import (
     Interval,
     difference_interval,
     frechet_interval,
@@ -12,7 +12,7 @@ from manylora.bench.image_intervals import (
     mean_interval,
     rms_interval,
 )
-from manylora.bench.image_metrics import (
+from manylora.bench.image.metrics import (
     diversity,
     frechet_distance,
     frechet_extrapolated,

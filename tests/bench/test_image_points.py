@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from manylora.bench.image_intervals import Interval
-from manylora.bench.image_report import to_json
-from manylora.bench.image_rows import ImageRow, steps_table, sweep_table, universal_table
-from manylora.bench.image_table import RowFigures
+from manylora.bench.image.intervals import Interval
+from manylora.bench.image.report import to_json
+from manylora.bench.image.rows import ImageRow, steps_table, sweep_table, universal_table
+from manylora.bench.image.table import RowFigures
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 STYLES = ("paper-cut", "pixel-art", "fluent-emoji", "fluent-emoji-high-contrast", "stained-glass")

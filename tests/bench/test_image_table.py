@@ -10,16 +10,16 @@ import pytest
 import torch
 from PIL import Image
 
-from manylora.bench import image_command
-from manylora.bench.image_command import bench_image, open_table, rows_of
-from manylora.bench.image_config import ImageBenchConfig
-from manylora.bench.image_judge import JudgeNet, JudgeSize, save_judge
-from manylora.bench.image_prompts import alike_rows, choose_prompts, read_rows
-from manylora.bench.image_ranks import cut_name
-from manylora.bench.image_report import from_json, lines_by_label, to_json, to_markdown
-from manylora.bench.image_rows import ImageRow, find_row, steps_table, universal_table
-from manylora.bench.image_sample import RowSampler
-from manylora.bench.image_weights import mixture_of
+from manylora.bench.image import command as image_command
+from manylora.bench.image.command import bench_image, open_table, rows_of
+from manylora.bench.image.config import ImageBenchConfig
+from manylora.bench.image.judge import JudgeNet, JudgeSize, save_judge
+from manylora.bench.image.prompts import alike_rows, choose_prompts, read_rows
+from manylora.bench.image.ranks import cut_name
+from manylora.bench.image.report import from_json, lines_by_label, to_json, to_markdown
+from manylora.bench.image.rows import ImageRow, find_row, steps_table, universal_table
+from manylora.bench.image.sample import RowSampler
+from manylora.bench.image.weights import mixture_of
 from manylora.errors import ConfigError, DataError
 from manylora.image.engine import ImageEngine
 from manylora.image.params import ImageParams

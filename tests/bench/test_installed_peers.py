@@ -6,15 +6,15 @@ from pathlib import Path
 import pytest
 
 from manylora.bench.adapters import write_adapters
-from manylora.bench.batch_search import best_batch
-from manylora.bench.contender import Job, RunOrder
-from manylora.bench.ours import ManyLora
-from manylora.bench.peer_environment import check_environments
-from manylora.bench.peer_models import job_of_peer
-from manylora.bench.peer_table import PEERS
-from manylora.bench.timeline import RunFigures
-from manylora.bench.worker import Worker
-from manylora.bench.workload import Distribution, Trace, make_trace
+from manylora.bench.peers.environment import check_environments
+from manylora.bench.peers.models import job_of_peer
+from manylora.bench.peers.table import PEERS
+from manylora.bench.text.batch_search import best_batch
+from manylora.bench.text.contender import Job, RunOrder
+from manylora.bench.text.ours import ManyLora
+from manylora.bench.text.timeline import RunFigures
+from manylora.bench.text.worker import Worker
+from manylora.bench.text.workload import Distribution, Trace, make_trace
 from manylora.errors import ConfigError
 from manylora.models.demo_model import DEMO_MODEL
 from manylora.models.loading import load_config

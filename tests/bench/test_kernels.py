@@ -6,14 +6,16 @@ from dataclasses import replace
 import pytest
 import torch
 
-from manylora.bench import kernels, kernels_command, records
+from manylora.bench import records
 from manylora.bench.ceilings import Ceilings
-from manylora.bench.kernels_case import Arm, Case, Times, Work, check_agreement, filled, measure, num_sets
-from manylora.bench.kernels_config import KERNELS, KernelsConfig, numbers_of
-from manylora.bench.kernels_gather import gather_expand, gather_shrink
-from manylora.bench.kernels_lora import LoraCalls
-from manylora.bench.kernels_lora_data import LoraData
-from manylora.bench.kernels_result import KernelFigures, KernelsResult
+from manylora.bench.kernels import command as kernels_command
+from manylora.bench.kernels import run as kernels
+from manylora.bench.kernels.case import Arm, Case, Times, Work, check_agreement, filled, measure, num_sets
+from manylora.bench.kernels.config import KERNELS, KernelsConfig, numbers_of
+from manylora.bench.kernels.gather import gather_expand, gather_shrink
+from manylora.bench.kernels.lora import LoraCalls
+from manylora.bench.kernels.lora_data import LoraData
+from manylora.bench.kernels.result import KernelFigures, KernelsResult
 from manylora.bench.machine import check_memory, last_level_cache_bytes
 from manylora.bench.settings import command_line
 from manylora.errors import ConfigError
@@ -103,7 +105,7 @@ def test_every_layer_of_every_group_has_rank_rows_of_its_own(tiny_model):
     data = LoraData(load_config(tiny_model), (7, 3, 4), 100_000, seed=0)
     assert len(data.sets) > 2 * data.model.num_layers
     offsets = [
-        offset for one in data.sets for stack in one.values() for offset in stack.a.row_offset.tolist()
+        offset for one in data.sets for stack in one.values() for offset in stack.rows.a.row_offset.tolist()
     ]
     assert len(offsets) == len(set(offsets))
     calls = LoraCalls(data)

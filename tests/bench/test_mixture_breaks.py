@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from manylora import save_adapter
-from manylora.bench.image_judge import JudgeNet, JudgeSize, save_judge
+from manylora.bench.image.judge import JudgeNet, JudgeSize, save_judge
 from manylora.lora.mixture import Mixture
 from manylora.models.diffusion_base import load_diffusion_base
 from manylora.models.tiny_diffusion import tiny_sd

@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from manylora.bench.ceilings import Ceilings
-from manylora.bench.contender import Job, RunOrder
 from manylora.bench.floor import DecoderCosts, adapter_bytes, layer_products
-from manylora.bench.ours import ManyLora
-from manylora.bench.pass_clock import Pass, PassClock, _seen
-from manylora.bench.pass_floor import step_shares
+from manylora.bench.text.contender import Job, RunOrder
+from manylora.bench.text.ours import ManyLora
+from manylora.bench.text.pass_clock import Pass, PassClock, _seen
+from manylora.bench.text.pass_floor import step_shares
 from manylora.models.loading import load_config
 from manylora.models.tiny import tiny_config, tiny_model
 from tests.bench.conftest import RANKS, job_of, trace_of

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy
 import pytest
 
-from manylora.bench.peer_environment import READY, check_environments, environment_folder, variables_of
-from manylora.bench.peer_table import CONTENDERS, PEERS
+from manylora.bench.peers.environment import READY, check_environments, environment_folder, variables_of
+from manylora.bench.peers.table import CONTENDERS, PEERS
 from manylora.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
@@ -58,7 +58,9 @@ def test_a_worker_there_needs_this_package_and_numpy_alone(name, tmp_path):
     variables["PYTHONPATH"] += os.pathsep + str(libraries)
     # The library to be loaded first belongs to the environment, which is not there.
     variables.pop("LD_PRELOAD", None)
-    script = f"import manylora.bench.worker, {CONTENDERS[name].partition(':')[0]}; print(manylora.__file__)"
+    script = (
+        f"import manylora.bench.text.worker, {CONTENDERS[name].partition(':')[0]}; print(manylora.__file__)"
+    )
     done = subprocess.run(
         [sys.executable, "-S", "-c", script],
         env={**os.environ, **variables},

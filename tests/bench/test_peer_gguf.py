@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from manylora.bench.peer_gguf import KINDS, write_adapter, write_model
+from manylora.bench.peers.gguf import KINDS, write_adapter, write_model
 from manylora.errors import ConfigError
 from manylora.lora.adapter import Adapter, LoraPair
 from manylora.lora.formats import load_peft, save_peft

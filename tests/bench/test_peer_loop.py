@@ -2,9 +2,9 @@
 
 import pytest
 
-from manylora.bench.peer_loop import answer_all, by_mixture
-from manylora.bench.timeline import Timeline
-from manylora.bench.workload import TraceRequest
+from manylora.bench.peers.loop import answer_all, by_mixture
+from manylora.bench.text.timeline import Timeline
+from manylora.bench.text.workload import TraceRequest
 
 
 class Counter:

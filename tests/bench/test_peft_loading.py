@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from manylora.bench.adapters import adapter_name, write_adapters
-from manylora.bench.peers import load_causal_lm
-from manylora.bench.peft_loading import load_peft_model
+from manylora.bench.peers.hugging_face import load_causal_lm
+from manylora.bench.peers.peft_loading import load_peft_model
 
 NAMES = [adapter_name(number) for number in range(3)]
 

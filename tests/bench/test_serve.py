@@ -12,17 +12,19 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from manylora.bench import records, serve, serve_command
-from manylora.bench.serve import Measured, measure, plan_runs
-from manylora.bench.serve_config import ServeBenchConfig
-from manylora.bench.serve_generator import generate
-from manylora.bench.serve_job import Outcome
-from manylora.bench.serve_journal import JOURNAL_FILE, Kept, finish
-from manylora.bench.serve_metrics import EngineCounts, MetricsWatch, parse_metrics
-from manylora.bench.serve_plots import cumulative, mean_by_adapter, windows_of
-from manylora.bench.serve_report import hog_effect, print_result
-from manylora.bench.serve_result import Explained, command_line, told
-from manylora.bench.serve_server import running_server, started_server
+from manylora.bench import records
+from manylora.bench.serve import command as serve_command
+from manylora.bench.serve import run as serve
+from manylora.bench.serve.config import ServeBenchConfig
+from manylora.bench.serve.generator import generate
+from manylora.bench.serve.job import Outcome
+from manylora.bench.serve.journal import JOURNAL_FILE, Kept, finish
+from manylora.bench.serve.metrics import EngineCounts, MetricsWatch, parse_metrics
+from manylora.bench.serve.plots import cumulative, mean_by_adapter, windows_of
+from manylora.bench.serve.report import hog_effect, print_result
+from manylora.bench.serve.result import Explained, command_line, told
+from manylora.bench.serve.run import Measured, measure, plan_runs
+from manylora.bench.serve.server import running_server, started_server
 from manylora.errors import ConfigError
 from manylora.models.tiny import save_tiny
 from tests.bench.openai_double import FIRST_TOKEN_S, TOKEN_S, openai_double

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from manylora.bench.serve_client import Events, generate_load
-from manylora.bench.serve_generator import generate
-from manylora.bench.serve_job import MISSED, Job, Outcome, Report, ServeRequest
+from manylora.bench.serve.client import Events, generate_load
+from manylora.bench.serve.generator import generate
+from manylora.bench.serve.job import MISSED, Job, Outcome, Report, ServeRequest
 from tests.bench.openai_double import FAULTS, FIRST_TOKEN_S, TOKEN_S, Double, openai_double
 
 
@@ -168,7 +168,7 @@ def test_a_generator_that_dies_says_why(double):
 
 def test_the_generator_imports_nothing_heavy():
     code = (
-        "import sys, manylora.bench.serve_client; print(*{name.partition('.')[0] for name in sys.modules})"
+        "import sys, manylora.bench.serve.client; print(*{name.partition('.')[0] for name in sys.modules})"
     )
     loaded = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True

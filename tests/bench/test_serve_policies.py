@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from manylora.bench.serve_policies import EarlyAbort, LastInFirstOut
+from manylora.bench.serve.policies import EarlyAbort, LastInFirstOut
 from manylora.errors import OverloadedError
 from manylora.lora.library import Library
 from manylora.lora.mixture import BASE

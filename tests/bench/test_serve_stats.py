@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from manylora.bench.serve_job import Outcome, Report
-from manylora.bench.serve_stats import (
+from manylora.bench.serve.job import Outcome, Report
+from manylora.bench.serve.stats import (
     Latency,
     attainment,
     capacity,

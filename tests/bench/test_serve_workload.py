@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from manylora.bench.serve_config import ServeBenchConfig
-from manylora.bench.serve_workload import Workload, draw_many, draw_requests, without_tenant
+from manylora.bench.serve.config import ServeBenchConfig
+from manylora.bench.serve.workload import Workload, draw_many, draw_requests, without_tenant
 from manylora.errors import ConfigError
 
 

@@ -5,19 +5,21 @@ from dataclasses import replace
 
 import pytest
 
-from manylora.bench import records, steps, steps_command
+from manylora.bench import records
 from manylora.bench.adapters import write_adapters
 from manylora.bench.settings import command_line
-from manylora.bench.steps import time_steps
-from manylora.bench.steps_config import Point, StepsConfig
-from manylora.bench.steps_fit import StepTable, fit_line
-from manylora.bench.steps_result import StepsResult
+from manylora.bench.steps import command as steps_command
+from manylora.bench.steps import run as steps
+from manylora.bench.steps.config import Point, StepsConfig
+from manylora.bench.steps.fit import StepTable, fit_line
+from manylora.bench.steps.result import StepsResult
+from manylora.bench.steps.run import time_steps
 from manylora.errors import ConfigError
 from manylora.lora.library import Library
 from manylora.models.loading import load_model
 from manylora.models.sites import base_sites
 
-NAMES = """bench tables threads config command commit dirty started machine load forced""".split()
+NAMES = """bench tables sizes threads config command commit dirty started machine load forced""".split()
 
 
 @pytest.fixture(scope="module")

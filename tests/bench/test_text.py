@@ -6,11 +6,14 @@ from functools import partial
 
 import pytest
 
-from manylora.bench import command, machine, records, text
+from manylora.bench import machine, records
 from manylora.bench.ceilings import measure_ceilings
-from manylora.bench.config import BenchConfig
-from manylora.bench.records import append_record, should_record
-from manylora.bench.result import BenchResult
+from manylora.bench.records import should_record
+from manylora.bench.text import command
+from manylora.bench.text import run as text
+from manylora.bench.text.command import append_record
+from manylora.bench.text.config import BenchConfig
+from manylora.bench.text.result import BenchResult
 from manylora.errors import ConfigError
 
 NAMES = """bench tokens_per_s requests_per_s ttft_p50_s ttft_p99_s tpot_p50_s tokens_per_s_range base_tokens_per_s
@@ -42,7 +45,7 @@ def result(tiny_model) -> BenchResult:
     with pytest.MonkeyPatch.context() as patch:
         # The real ceilings read half a gigabyte; how they are measured is tested elsewhere.
         patch.setattr(
-            "manylora.bench.text.measure_ceilings",
+            "manylora.bench.text.run.measure_ceilings",
             partial(measure_ceilings, read_bytes=1 << 20, min_weight_bytes=1 << 16),
         )
         return text.run(config)

@@ -3,12 +3,12 @@ import sys
 
 import pytest
 
-from manylora.bench.timeline import RunFigures, Timeline
+from manylora.bench.text.timeline import RunFigures, Timeline
 
 
 def test_figures_of_a_run_by_hand(monkeypatch):
     now = [100.0]
-    monkeypatch.setattr("manylora.bench.timeline.time.perf_counter", lambda: now[0])
+    monkeypatch.setattr("manylora.bench.text.timeline.time.perf_counter", lambda: now[0])
     line = Timeline(2)
     for at, request in [(101.0, 0), (102.0, 1), (103.0, 0), (105.0, 0), (110.0, 1)]:
         now[0] = at
@@ -39,7 +39,7 @@ def test_figures_survive_json():
 
 def test_a_child_does_not_begin_at_its_parents_peak():
     """`getrusage` would: a benchmark's processes would then all look as large as the one that started them."""
-    child = "from manylora.bench.timeline import peak_rss_bytes; print(peak_rss_bytes())"
+    child = "from manylora.bench.text.timeline import peak_rss_bytes; print(peak_rss_bytes())"
     script = f"import subprocess, sys; held = b'x' * (600 << 20); subprocess.run([sys.executable, '-c', {child!r}])"
     printed = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from manylora.bench.workload import Distribution, Trace, make_trace
+from manylora.bench.text.workload import Distribution, Trace, make_trace
 from manylora.errors import ConfigError
 
 

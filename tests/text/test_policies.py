@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from manylora.bench.serve_policies import LastInFirstOut
+from manylora.bench.serve.policies import LastInFirstOut
 from manylora.errors import ConfigError
 from manylora.text import AdapterClustering, FirstComeFirstServed, make_policy
 from manylora.text.policies import POLICIES
@@ -34,12 +34,12 @@ def test_unknown_names_and_options_are_refused_with_what_there_is() -> None:
 
 
 def test_a_policy_of_ones_own_is_named_by_where_it_is() -> None:
-    assert isinstance(make_policy("manylora.bench.serve_policies:LastInFirstOut"), LastInFirstOut)
+    assert isinstance(make_policy("manylora.bench.serve.policies:LastInFirstOut"), LastInFirstOut)
     for name, reason in {
         "manylora.nowhere:Policy": "cannot be imported",
-        "manylora.bench.serve_policies:Nobody": "cannot be imported",
+        "manylora.bench.serve.policies:Nobody": "cannot be imported",
         ":Policy": "cannot be imported",
-        "manylora.bench.serve_policies:MARGIN_S": "no subclass",
+        "manylora.bench.serve.policies:MARGIN_S": "no subclass",
         "manylora.text.scheduler:Scheduler": "no subclass",
     }.items():
         with pytest.raises(ConfigError, match=reason):

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 import numpy as np
 import pytest
 
-from manylora.bench.serve_policies import EarlyAbort, LastInFirstOut
+from manylora.bench.serve.policies import EarlyAbort, LastInFirstOut
 from manylora.errors import ConfigError, OverloadedError
 from manylora.lora.mixture import BASE
 from manylora.memory.block_table import BlockTable

@@ -12,7 +12,7 @@ from hypothesis import event, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
-from manylora.bench.serve_policies import EarlyAbort
+from manylora.bench.serve.policies import EarlyAbort
 from manylora.lifecycle import RequestState
 from manylora.text.policy import AdapterClustering, FirstComeFirstServed, Policy
 from manylora.text.policy_fair import FairShare

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import torch
 
-from manylora.bench.contender import adapter_name as adapter_name  # workers of peers have it without torch
+from manylora.bench.text.contender import (
+    adapter_name as adapter_name,  # workers of peers have it without torch
+)
 from manylora.lora.formats import save_peft
 from manylora.lora.synthetic import Sites, random_adapter
 

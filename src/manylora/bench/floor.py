@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from manylora.bench.ceilings import Ceilings
-from manylora.bench.workload import Trace, TraceRequest
+from manylora.bench.text.workload import Trace, TraceRequest
 from manylora.models.config import LlamaConfig
 from manylora.models.sites import Stack, base_sites, stack_shape
 

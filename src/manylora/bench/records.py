@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from manylora.bench.machine import describe_revision
-from manylora.bench.report import json_line
-from manylora.bench.result import BenchResult
 from manylora.errors import ConfigError
 from manylora.training.aside import write_text_aside
 
@@ -69,10 +67,12 @@ def keep_and_print(result: JsonResult, file: Path | None) -> None:
     print(json.dumps(result.to_json(), separators=(",", ":")))
 
 
-def append_record(result: BenchResult, folder: Path) -> Path:
-    """Append the row to <date>_<machine>.jsonl; return the file."""
-    folder.mkdir(parents=True, exist_ok=True)
-    file = folder / f"{result.started[:10]}_{result.machine.slug}.jsonl"
-    with file.open("a", encoding="utf-8") as lines:
-        lines.write(json_line(result) + "\n")
-    return file
+def rounded(value: Any) -> Any:
+    """Four digits are more than the noise leaves; dictionaries by string keys, as JSON has them."""
+    if isinstance(value, float):
+        return float(f"{value:.4g}")
+    if isinstance(value, dict):
+        return {str(key): rounded(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [rounded(item) for item in value]
+    return value

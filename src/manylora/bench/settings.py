@@ -7,13 +7,17 @@ import shlex
 from dataclasses import asdict, fields, replace
 from hashlib import sha256
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-from manylora.bench.first_token_config import FirstTokenConfig
-from manylora.bench.kernels_config import KernelsConfig
-from manylora.bench.steps_config import StepsConfig
+if TYPE_CHECKING:
+    from manylora.bench.first_token.config import FirstTokenConfig
+    from manylora.bench.kernels.config import KernelsConfig
+    from manylora.bench.steps.config import StepsConfig
 
-ConfigT = TypeVar("ConfigT", FirstTokenConfig, KernelsConfig, StepsConfig)
+ConfigT = TypeVar("ConfigT", "FirstTokenConfig", "KernelsConfig", "StepsConfig")
+
+DTYPES = ("float32", "bfloat16", "float16", "int8")
+"""What a model may compute in; int8: its base products, all else in float32."""
 
 LEFT_OUT = ("force", "record", "json")
 """What is done with a result is no part of what was measured."""

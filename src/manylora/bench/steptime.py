@@ -20,7 +20,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 
 from manylora.bench.adapters import adapter_name, write_adapters
-from manylora.bench.floor import DecoderCosts, adapter_bytes
+from manylora.bench.engine import adapter_room, sequence_room, step
 from manylora.errors import ConfigError
 from manylora.lora.adapter import Adapter
 from manylora.lora.library import Library
@@ -161,7 +161,7 @@ class _Traffic:
                 due += self._config.interval_s
                 self._submit_cold()
             before = time.perf_counter()
-            outputs = self._engine.step()
+            outputs = step(self._engine)
             steps_s.append(time.perf_counter() - before)
             self._take(outputs)
         return steps_s
@@ -176,7 +176,7 @@ class _Traffic:
             self._engine.step()
 
     def _step(self) -> list[Output]:
-        outputs = self._engine.step()
+        outputs = step(self._engine)
         self._take(outputs)
         return outputs
 
@@ -184,8 +184,6 @@ class _Traffic:
         for output in outputs:
             if output.event is None:
                 continue
-            if output.event.error is not None:
-                raise output.event.error
             self._cold.discard(output.request_id)
             adapter = self._resident.pop(output.request_id, None)
             if adapter is not None:
@@ -207,13 +205,10 @@ class _Traffic:
 
 def _engine_config(model: Llama, config: StepTimeConfig) -> EngineConfig:
     """A pool in which the resident adapters and a few cold ones find room, and the KV of all who run."""
-    token_bytes = DecoderCosts(model.config, model.dtype.itemsize).kv_bytes_per_token
-    page_bytes = 64 * token_bytes
-    sequences, adapters = config.resident + COLD_IN_POOL, config.resident + COLD_IN_POOL
-    adapter_size = int(1.1 * adapter_bytes(model.config, config.rank)) + page_bytes
-    kv_size = (len(PROMPT) + ANSWER_TOKENS) * token_bytes + page_bytes
+    places = config.resident + COLD_IN_POOL
+    each = adapter_room(model, config.rank) + sequence_room(model, len(PROMPT) + ANSWER_TOKENS)
     return EngineConfig(
-        pool_bytes=adapters * adapter_size + sequences * kv_size,
-        max_num_seqs=2 * sequences,
+        pool_bytes=places * each,
+        max_num_seqs=2 * places,
         prefix_caching=False,
     )

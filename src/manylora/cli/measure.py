@@ -4,12 +4,12 @@ from typing import Any
 
 import typer
 
-from manylora.bench.config import BenchConfig
-from manylora.bench.first_token_config import FirstTokenConfig
-from manylora.bench.image_config import ImageBenchConfig
-from manylora.bench.kernels_config import KernelsConfig
-from manylora.bench.serve_config import ServeBenchConfig
-from manylora.bench.steps_config import StepsConfig
+from manylora.bench.first_token.config import FirstTokenConfig
+from manylora.bench.image.config import ImageBenchConfig
+from manylora.bench.kernels.config import KernelsConfig
+from manylora.bench.serve.config import ServeBenchConfig
+from manylora.bench.steps.config import StepsConfig
+from manylora.bench.text.config import BenchConfig
 from manylora.cli.fields import command, value_of
 
 
@@ -27,7 +27,7 @@ def register(app: typer.Typer) -> None:
 
             manylora bench text --model smollm2-135m-instruct --adapters 128 --requests 128 --peer transformers,peft
         """
-        from manylora.bench.command import bench_text
+        from manylora.bench.text.command import bench_text
 
         bench_text(BenchConfig(**value_of(BenchConfig, values)))
 
@@ -39,7 +39,7 @@ def register(app: typer.Typer) -> None:
 
             manylora bench kernels --kernels shrink,expand --lora 512:32:64,32:32:8
         """
-        from manylora.bench.kernels_command import bench_kernels
+        from manylora.bench.kernels.command import bench_kernels
 
         bench_kernels(KernelsConfig(**value_of(KernelsConfig, values)))
 
@@ -51,7 +51,7 @@ def register(app: typer.Typer) -> None:
 
             manylora bench steps --dtype int8 --batch 1,8,64
         """
-        from manylora.bench.steps_command import bench_steps
+        from manylora.bench.steps.command import bench_steps
 
         bench_steps(StepsConfig(**value_of(StepsConfig, values)))
 
@@ -63,7 +63,7 @@ def register(app: typer.Typer) -> None:
 
             manylora bench first-token --model smollm2-135m-instruct --dtype int8
         """
-        from manylora.bench.first_token_command import bench_first_token
+        from manylora.bench.first_token.command import bench_first_token
 
         bench_first_token(FirstTokenConfig(**value_of(FirstTokenConfig, values)))
 
@@ -75,7 +75,7 @@ def register(app: typer.Typer) -> None:
 
             manylora bench image --table sweep --base pipeline/ --judge judge/ --data held_out/
         """
-        from manylora.bench.image_command import bench_image
+        from manylora.bench.image.command import bench_image
 
         bench_image(ImageBenchConfig(**value_of(ImageBenchConfig, values)))
 
@@ -89,6 +89,6 @@ def register(app: typer.Typer) -> None:
 
             manylora bench serve --model smollm2-135m-instruct --url http://localhost:8000 --adapters 4 --rate 2
         """
-        from manylora.bench.serve_command import bench_serve
+        from manylora.bench.serve.command import bench_serve
 
         bench_serve(ServeBenchConfig(**value_of(ServeBenchConfig, values)))

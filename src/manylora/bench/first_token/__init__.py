@@ -1,0 +1,1 @@
+"""How much later the first token comes when its adapter was never read."""

@@ -1,0 +1,1 @@
+"""How good few steps and mixtures are: tables of pictures, judged."""

@@ -1,0 +1,1 @@
+"""How near each kernel comes to what the machine can do."""

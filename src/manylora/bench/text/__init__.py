@@ -1,0 +1,1 @@
+"""Throughput of the text engine beside its peers and its ceilings."""
