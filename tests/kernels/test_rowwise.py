@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from manylora.kernels import ops
+from manylora.kernels import available_backends, ops
 from tests.kernels.cases import assert_close
 
 CASES = [(name, dtype) for name, backend in ops.BACKENDS.items() for dtype in backend.dtypes]
@@ -71,3 +71,20 @@ def test_not_a_number_stays_in_its_row(backend):
     for y in (normed, gated):
         assert y[2].isnan().any()
         assert y[[0, 1, 3]].isfinite().all()
+
+
+@pytest.mark.parametrize("width", [1, 7, 33, 1024, 2050])
+@pytest.mark.parametrize("backend", available_backends())
+def test_argmax_is_the_first_of_the_largest(backend, width):
+    x = torch.randint(-3, 4, (40, width), generator=torch.Generator().manual_seed(width)).float()
+    x[7, width // 2], x[8, 0], x[9, -1] = torch.nan, torch.inf, -torch.inf
+    x[10] = -torch.inf
+    want = torch.stack([row.eq(row.max()).int().argmax() for row in x])
+    want[[7, 8, 10]] = -1
+    if width == 1:
+        want[9] = -1
+    places = ops.argmax(x, backend=backend)
+    assert places.dtype == torch.int64
+    assert places.tolist() == want.tolist()
+    # Not every row, and some from the middle of something wider.
+    assert ops.argmax(x.repeat(1, 2)[1::3, :width], backend=backend).tolist() == want[1::3].tolist()

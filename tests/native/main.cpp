@@ -23,6 +23,7 @@ manylora::Kernels without(const manylora::Kernels& kernels, const std::string& n
   else if (name == "rotate") broken.rotate = [](auto...) {};
   else if (name == "write_kv") broken.write_kv = [](auto...) {};
   else if (name == "add_rms_norm") broken.add_rms_norm = [](auto...) {};
+  else if (name == "argmax") broken.argmax = [](auto...) {};
   else if (name == "silu_mul") broken.silu_mul = [](auto...) {};
   else if (name == "int8_product") broken.int8_product = [](auto...) {};
   else std::printf("no kernel %s\n", name.c_str()), std::exit(2);

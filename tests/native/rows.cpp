@@ -47,6 +47,27 @@ void rotate(const Kernels& kernels, Random& random, int64_t rows, int threads) {
       }
 }
 
+void argmax(const Kernels& kernels, Random& random, int threads) {
+  const int64_t rows = random.between(1, 5), width = random.between(1, 3000), stride = width + random.below(5);
+  Block<float> x((rows - 1) * stride + width);
+  Block<int64_t> at(rows);
+  std::vector<int64_t> want(rows);
+  for (int64_t i = 0; i < x.size(); i++) x[i] = static_cast<float>(random.between(-9, 9));  // many are equal
+  for (int64_t t = 0; t < rows; t++) {
+    float* row = x.data() + t * stride;
+    if (random.below(4) == 0) row[random.below(width)] = random.below(2) ? kNaN : HUGE_VALF;
+    if (random.below(8) == 0) std::fill(row, row + width, -HUGE_VALF);
+    want[t] = 0;
+    for (int64_t i = 0; i < width; i++) {
+      if (row[i] > row[want[t]]) want[t] = i;
+      if (row[i] != row[i]) want[t] = -1, i = width;
+    }
+    if (want[t] >= 0 && !std::isfinite(row[want[t]])) want[t] = -1;
+  }
+  kernels.argmax({x.data(), stride}, rows, width, at.data(), threads);
+  for (int64_t t = 0; t < rows; t++) expect(at[t] == want[t], "argmax finds the first of the largest", kernels.isa);
+}
+
 void silu_mul(const Kernels& kernels, Random& random, int64_t rows, int64_t width, int threads) {
   Block<float> gate_up(rows * 2 * width), y(rows * width);
   random.fill(gate_up);
@@ -66,6 +87,7 @@ void test_rows(const Kernels& kernels, Random& random) {
   add_rms_norm(kernels, random, rows, width, threads);
   rotate(kernels, random, rows, threads);
   silu_mul(kernels, random, rows, width, threads);
+  argmax(kernels, random, threads);
 }
 
 }  // namespace manylora::test

@@ -21,6 +21,7 @@ KERNELS = (
     "write_kv",
     "add_rms_norm",
     "silu_mul",
+    "argmax",
     "int8_product",
 )
 

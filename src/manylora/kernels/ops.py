@@ -77,6 +77,10 @@ class AddRmsNorm(Protocol):
     def __call__(self, x: Tensor, delta: Tensor | None, weight: Tensor, eps: float) -> Tensor: ...
 
 
+class Argmax(Protocol):
+    def __call__(self, x: Tensor) -> Tensor: ...
+
+
 class SiluMul(Protocol):
     def __call__(self, gate_up: Tensor) -> Tensor: ...
 
@@ -96,6 +100,7 @@ class Backend:
     rotate: Rotate = rowwise.rotate
     add_rms_norm: AddRmsNorm = rowwise.add_rms_norm
     silu_mul: SiluMul = rowwise.silu_mul
+    argmax: Argmax = rowwise.argmax
     place_rows: PlaceRows = reference.place_rows
     add_lora: AddLora | None = None
     """Shrink and expand at once; None: one after the other."""
@@ -123,6 +128,7 @@ if native.AVAILABLE:
             native.rotate,
             native.add_rms_norm,
             native.silu_mul,
+            native.argmax,
             native.place_rows,
             native.add_lora,
             dtypes=native.DTYPES,
@@ -231,7 +237,9 @@ def add_lora(
     if chosen.add_lora is not None:
         chosen.add_lora(y, x, pages, stack, segments)
         return
-    stack.check_columns()
+    if stack.kept.get("checked") is not segments:
+        stack.check(segments, pages.numel(), x.shape[1])
+        stack.kept["checked"] = segments
     h = chosen.shrink(x, pages, stack.a, segments)
     begins, stride = stack.hidden(segments)
     for site, h_begin in zip(stack.sites, begins, strict=True):
@@ -318,6 +326,15 @@ def add_rms_norm(
 ) -> Tensor:  # [T, D]
     """x += delta; return x / sqrt(mean(x^2) + eps) * weight (RMSNorm, Zhang & Sennrich 2019)."""
     return _choose(backend, x).add_rms_norm(x, delta, weight, eps)
+
+
+def argmax(
+    x: Tensor,  # [T, V]  V at least 1
+    *,
+    backend: str | None = None,
+) -> Tensor:  # [T]  int64
+    """Return where each row's largest value is, the first of equal ones; -1 where that is infinite, or one is NaN."""
+    return _choose(backend, x).argmax(x)
 
 
 def silu_mul(

@@ -23,6 +23,12 @@ def add_rms_norm(x: Tensor, delta: Tensor | None, weight: Tensor, eps: float) ->
     return F.rms_norm(x, weight.shape, weight, eps)
 
 
+def argmax(x: Tensor) -> Tensor:
+    """See ops.argmax."""
+    places = x.argmax(dim=-1, keepdim=True)  # takes NaN for the largest
+    return torch.where(x.gather(-1, places).isfinite(), places, -1)[:, 0]
+
+
 def silu_mul(gate_up: Tensor) -> Tensor:
     """See ops.silu_mul."""
     gate, up = gate_up.chunk(2, dim=-1)

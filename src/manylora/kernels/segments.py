@@ -225,11 +225,17 @@ class StackRows:
             if site.b.offset is not self.a.offset:
                 raise ConfigError("the rank rows of a stack's sites must be in the table of the stack")
 
-    def check_columns(self) -> None:
-        """Refuse a site whose rank rows are not among those of the stack."""
-        if self.kept.get("columns are checked"):
-            return
+    def check(self, segments: Segments, pool_bytes: int, width: int) -> None:
+        """Refuse rank rows that do not lie in the pool, and sites whose rank rows are not among those of the stack.
+
+        Args:
+            width: elements of a rank row of the stack, D.
+        """
+        _ = segments.row_dtype_index
+        self.a.check_inside(pool_bytes, segments.row_bytes(width))
         for number, site in enumerate(self.sites):
+            begin, end = site.columns
+            site.b.check_inside(pool_bytes, segments.row_bytes(end - begin))
             first = on_host(site.h_column)
             bad = (first < 0) | (first + site.b.rank > self.a.rank)
             if bad.any():
@@ -238,7 +244,6 @@ class StackRows:
                     f"site {number} of a stack has columns {first[s]} to {first[s] + site.b.rank[s]} of h in "
                     f"segment {s}, but the stack has {self.a.rank[s]} rank rows there"
                 )
-        self.kept["columns are checked"] = True
 
     def hidden(self, segments: Segments) -> tuple[list[Tensor], Tensor]:
         """(where each site begins in h, [S] int64; from one entry to the next, [S] int32): for `lora_expand`."""

@@ -19,6 +19,8 @@ from threading import Lock
 from types import TracebackType
 from typing import Any
 
+from torch.profiler import record_function
+
 from manylora.errors import CapacityError, ConfigError, ManyLoraError, OverloadedError, RequestError
 from manylora.kernels import KvLayout
 from manylora.lora.adapter import AdapterId
@@ -45,7 +47,7 @@ from manylora.text.policy import FirstComeFirstServed, Policy
 from manylora.text.pool import Pool
 from manylora.text.residency import Residency, ResidentInfo
 from manylora.text.runner import Runner
-from manylora.text.sampling import TokenSampler
+from manylora.text.sampling import SampledToken, TokenSampler
 from manylora.text.scheduler import Scheduled, Scheduler
 from manylora.text.sequence import Request, Sequence
 from manylora.text.stats import EngineStats
@@ -254,9 +256,11 @@ class Engine:
 
     def step(self) -> list[Output]:
         """Advance every request that can: one forward pass. Returns what it brought; [] while all wait for adapters."""
-        outputs = self._take_in()
+        with record_function("take in"):
+            outputs = self._take_in()
         began = time.monotonic()
-        scheduled = self._scheduler.schedule()
+        with record_function("schedule"):
+            scheduled = self._scheduler.schedule()
         for sequence, error in self._scheduler.take_rejected():
             live = self._live[sequence.request.request_id, sequence.index]
             outputs.append(self._forget(live, live.end(sequence.lifecycle.fail(error))))
@@ -395,11 +399,21 @@ class Engine:
         return outputs
 
     def _run(self, scheduled: SequenceOf[Scheduled], began: float) -> list[Output]:
-        batch = build_batch(scheduled, self._loader.resident, self._lora, self._pool.pages.device)
-        logits = self._runner.run(batch)
+        with record_function("batch"):
+            batch = build_batch(scheduled, self._loader.resident, self._lora, self._pool.pages.device)
+        with record_function("forward"):
+            logits = self._runner.run(batch)
         live = [self._live[s.sequence.request.request_id, s.sequence.index] for s in batch.sampled]
-        tokens = self._sampler.sample(logits, [one.sampling_row() for one in live])
+        with record_function("sample"):
+            tokens = self._sampler.sample(logits, [one.sampling_row() for one in live])
         self._record(batch, time.monotonic() - began)
+        with record_function("extend"):
+            return self._extend(batch, live, tokens)
+
+    def _extend(
+        self, batch: Batch, live: SequenceOf[LiveSequence], tokens: SequenceOf[SampledToken]
+    ) -> list[Output]:
+        """Hand every sequence its token, and say what that brought."""
         outputs = []
         for s in batch.scheduled:
             if not s.samples:

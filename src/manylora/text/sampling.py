@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from manylora.kernels import ops
 from manylora.text.draws import draw, random_bits, sample_seed
 from manylora.text.filters import token_weights
 from manylora.text.params import SamplingParams
@@ -75,13 +76,10 @@ class TokenSampler:
 
 
 def _largest(scores: Tensor) -> list[int | None]:
-    """Return each row's argmax; None where that is NaN or infinite (argmax takes NaN for the largest)."""
+    """Return each row's argmax; None where that is infinite, or a score is NaN."""
     if scores.shape[0] == 0:
         return []
-    token_ids = scores.argmax(dim=-1, keepdim=True)
-    is_finite = scores.gather(-1, token_ids).isfinite()
-    # One transfer for both.
-    marked: list[int] = torch.where(is_finite, token_ids, -1)[:, 0].tolist()
+    marked: list[int] = ops.argmax(scores).tolist()
     return [None if token_id < 0 else token_id for token_id in marked]
 
 

@@ -8,7 +8,8 @@ stands the line that fits it best; a bend in it is a change of what bounds the s
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
@@ -87,6 +88,20 @@ def run(config: StepsConfig, report: Report = lambda _: None) -> StepsResult:
 
 def time_steps(model: Llama, library: Library, point: Point, num_steps: int, seed: int) -> list[float]:
     """Return the seconds of `num_steps` steps at a point: all its sequences decode in each."""
+    seconds = []
+    with decoding(model, library, point, num_steps, seed) as one_step:
+        for _ in range(num_steps):
+            began_s = time.perf_counter()
+            one_step()
+            seconds.append(time.perf_counter() - began_s)
+    return seconds
+
+
+@contextmanager
+def decoding(
+    model: Llama, library: Library, point: Point, num_steps: int, seed: int
+) -> Iterator[Callable[[], None]]:
+    """What steps an engine whose every sequence decodes, up to `num_steps` times; half way they are at the point."""
     prompt_len = point.context - num_steps // 2
     generator = torch.Generator().manual_seed(seed)
     prompts = torch.randint(
@@ -99,13 +114,12 @@ def time_steps(model: Llama, library: Library, point: Point, num_steps: int, see
             _step(engine)
         _submit(engine, prompts, num_steps + 2)
         assert _step(engine) == point.batch, "a prompt was left out of the first step"
-        seconds = []
-        for _ in range(num_steps):
-            began_s = time.perf_counter()
+
+        def one_step() -> None:
             num_tokens = _step(engine)
-            seconds.append(time.perf_counter() - began_s)
             assert num_tokens == point.batch, "a sequence was left out of a step"
-    return seconds
+
+        yield one_step
 
 
 def _step(engine: Engine) -> int:

@@ -147,6 +147,15 @@ def add_rms_norm(x: Tensor, delta: Tensor | None, weight: Tensor, eps: float) ->
     return y
 
 
+def argmax(x: Tensor) -> Tensor:
+    """See ops.argmax."""
+    if x.dtype != torch.float32 or x.stride(-1) != 1:
+        return rowwise.argmax(x)
+    places = torch.empty(len(x), dtype=torch.int64)
+    _core.argmax(x.data_ptr(), x.stride(0), len(x), x.shape[1], places.data_ptr(), _threads())
+    return places
+
+
 def silu_mul(gate_up: Tensor) -> Tensor:
     """See ops.silu_mul."""
     if gate_up.dtype != torch.float32 or gate_up.stride(-1) != 1:
@@ -205,15 +214,13 @@ def _stack(pages: Tensor, stack: StackRows, segments: Segments, width: int) -> t
     """What a call needs of the records; found once, for a step makes four calls a layer with the same ones."""
     kept = stack.kept.get("native")
     if kept is None or kept[0] is not segments or kept[1] != (pages.numel(), width):
-        _ = segments.num_entries  # checks where the segments begin
-        stack.check_columns()
-        stack.a.check_inside(pages.numel(), segments.row_bytes(width))
-        for site in stack.sites:
-            site.b.check_inside(pages.numel(), segments.row_bytes(site.columns[1] - site.columns[0]))
+        _ = segments.entry_start  # checks where the segments begin
         sites = np.array([_site(site) for site in stack.sites], dtype=np.int64)
-        arguments = (
-            *_rank_rows(pages, stack.a)[1:], sites.ctypes.data, len(sites), *_segments(segments), segments.each_row_once
-        )  # fmt: skip
+        places = (*_rank_rows(pages, stack.a)[1:], sites.ctypes.data, len(sites), *_segments(segments))
+        # New adapters in a step make this new for every stack, so there is no time for checks in Python.
+        if not _core.is_inside(width, *places, len(stack.a.offset), pages.numel()):
+            stack.check(segments, pages.numel(), width)
+        arguments = (*places, segments.each_row_once)
         kept = stack.kept["native"] = segments, (pages.numel(), width), arguments, sites
     arguments = kept[2]
     return arguments

@@ -12,7 +12,7 @@ namespace manylora {
 const Kernels MANYLORA_TABLE = {
     MANYLORA_TEXT(MANYLORA_ISA), MANYLORA_ISA::shrink,   MANYLORA_ISA::expand,       MANYLORA_ISA::lora,
     MANYLORA_ISA::attend,        MANYLORA_ISA::rotate,   MANYLORA_ISA::write_kv,     MANYLORA_ISA::add_rms_norm,
-    MANYLORA_ISA::silu_mul,      MANYLORA_ISA::int8_product,
+    MANYLORA_ISA::argmax,        MANYLORA_ISA::silu_mul, MANYLORA_ISA::int8_product,
 };
 
 }  // namespace manylora

@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "inside.hpp"
 #include "isas.hpp"
 #include "place.hpp"
 
@@ -93,6 +94,11 @@ NB_MODULE(_core, m) {
                      segments_at(num_segments, rows, row_start, weight, row_dtype), each_row_once, threads);
       },
       free_gil);
+  m.def("is_inside", [](I width, A offset, A begin, A end, A sites, I num_sites, I num_segments, A rows, A row_start,
+                        A weight, A row_dtype, I num_offsets, I pool_bytes) {
+    return is_inside(width, rank_rows_at(0, offset, begin, end), num_offsets, at<const Site>(sites), num_sites,
+                     segments_at(num_segments, rows, row_start, weight, row_dtype), pool_bytes);
+  });
   m.def(
       "attend",
       [](A q, I q_stride, A out, I out_stride, I num_heads, A keys, A values, I page_bytes, I page_tokens,
@@ -127,6 +133,12 @@ NB_MODULE(_core, m) {
          int threads) {
         active->add_rms_norm({at<float>(x), x_stride}, {at<float>(delta), delta_stride}, {at<float>(y), y_stride},
                              num_rows, width, at<const float>(weight), eps, threads);
+      },
+      free_gil);
+  m.def(
+      "argmax",
+      [](A x, I stride, I num_rows, I width, A at_rows, int threads) {
+        active->argmax({at<float>(x), stride}, num_rows, width, at<int64_t>(at_rows), threads);
       },
       free_gil);
   m.def(

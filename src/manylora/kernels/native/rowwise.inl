@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cmath>
+#include <limits>
 
 #include "parallel.hpp"
 #include "simd.hpp"
@@ -66,6 +67,41 @@ static void add_rms_norm(Rows x, Rows delta, Rows y, int64_t num_rows, int64_t w
     for_each_vector(
         width, [=](int64_t i) { store(to + i, load(row + i) * scale * load(weight + i)); },
         [=](int64_t i, int64_t n) { store_part(to + i, load_part(row + i, n) * scale * load_part(weight + i, n), n); });
+  });
+}
+
+// Where each row's largest value is, the first of equal ones; -1 where it is infinite, or some value is NaN.
+static void argmax(Rows x, int64_t num_rows, int64_t width, int64_t* at, int threads) {
+  constexpr int64_t kPiece = 1024;  // what is gone through again to find the place
+  parallel_for(num_rows, threads, [=](int64_t t) {
+    const float* row = x.data + t * x.stride;
+    float highest = -std::numeric_limits<float>::infinity();
+    int64_t place = -1;
+    bool is_number = true;
+    for (int64_t first = 0; first < width; first += kPiece) {
+      const int64_t last = first + kPiece < width ? first + kPiece : width;
+      Vec top = broadcast(row[first]);
+      VecI differs = {};
+      int64_t i = first;
+      for (; i + kLanes <= last; i += kLanes) {
+        const Vec v = load(row + i);
+        top = larger(v, top);
+        differs |= (VecI)(v != v);
+      }
+      float piece = largest(top);
+      for (; i < last; i++) {
+        piece = row[i] > piece ? row[i] : piece;
+        is_number = is_number && row[i] == row[i];
+      }
+      for (int lane = 0; lane < kLanes; lane++) is_number = is_number && differs[lane] == 0;
+      if (piece > highest) highest = piece, place = first;
+    }
+    if (!is_number || !std::isfinite(highest)) {
+      at[t] = -1;
+      return;
+    }
+    while (row[place] != highest) place++;
+    at[t] = place;
   });
 }
 

@@ -190,14 +190,26 @@ static inline float sum(Vec v) {
   return sums[0];
 }
 
+static inline int32_t sum(VecI v) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_add_epi32((__m512i)v);
+#else
+  int32_t result = 0;
+  for (int i = 0; i < kLanes; i++) result += v[i];
+  return result;
+#endif
+}
+
 static inline Vec larger(Vec a, Vec b) { return a > b ? a : b; }
 
 static inline float largest(Vec v) {
-  float lanes[kLanes];
-  store(lanes, v);
-  float result = lanes[0];
-  for (int i = 1; i < kLanes; i++) result = lanes[i] > result ? lanes[i] : result;
+#if defined(__AVX512F__)
+  return _mm512_reduce_max_ps((__m512)v);
+#else
+  float result = v[0];
+  for (int i = 1; i < kLanes; i++) result = v[i] > result ? v[i] : result;
   return result;
+#endif
 }
 
 // e^x to about two units in the last place; 0 and infinity are the nearest normal numbers, NaN stays NaN.

@@ -116,6 +116,9 @@ struct Kernels {
   void (*add_rms_norm)(Rows x, Rows delta, Rows y, int64_t num_rows, int64_t width, const float* weight, float eps,
                        int threads);
 
+  // The place of each row's largest value; -1 where it is not finite, or a value is NaN.
+  void (*argmax)(Rows x, int64_t num_rows, int64_t width, int64_t* at, int threads);
+
   // y = silu(gate) * up for gate_up [T, 2 * width].
   void (*silu_mul)(Rows gate_up, Rows y, int64_t num_rows, int64_t width, int threads);
 
