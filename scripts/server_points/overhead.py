@@ -1,7 +1,7 @@
 """What the server costs the engine: its thread between steps and the lock it shares, and the throughput that is left.
 
 The trace has, of each step under 64 streams, its begin and end. All that the thread does from one step's end to the
-next one's begin is on behalf of HTTP. Inside a step, threads that read requests can hold the interpreter's lock only
+next one's begin is on behalf of HTTP, but for writing the trace. Inside a step, threads that read requests can hold the interpreter's lock only
 while they run, so their processor time bounds what the step waited for them.
 """
 
@@ -33,8 +33,8 @@ PROMPT_TOKENS, OUTPUT_TOKENS = 32, 64
 POOL_BYTES = 1 << 30
 BOUND = 0.02
 
-Step = tuple[float, float, int, float]
-"""Begin and end, in seconds; outputs; processor time of the reading threads by then."""
+Step = tuple[float, float, int, float, float]
+"""Begin and end, in seconds; outputs; processor time of the reading threads by then; tracing since the step before."""
 
 
 def lines() -> Iterator[Line]:
@@ -113,7 +113,7 @@ def _thread_line(steps: list[Step]) -> Line:
     if len(pairs) < 50:
         return Line(point, f"{len(pairs)} steps with all streams", "at least 50", False)
     stepping_s = sum(b[1] - b[0] for _, b in pairs)
-    between = sum(b[0] - a[1] for a, b in pairs) / stepping_s
+    between = sum(b[0] - a[1] - b[4] for a, b in pairs) / stepping_s
     lock = sum(b[3] - a[3] for a, b in pairs) / stepping_s
     return Line(
         point,

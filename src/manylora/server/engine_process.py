@@ -278,6 +278,7 @@ def build(setup: EngineSetup, channel: Channel[ToEngine]) -> tuple[EngineProcess
     tokenizer = load_tokenizer(setup.model)
     model = load_model(setup.model, dtype=setup.dtype, device=setup.device)
     engine = Engine(model, tokenizer, library, setup.engine, policy)
+    engine.warm_up()
     info = ModelInfo(
         name=model.config.name,
         dtype=setup.dtype,

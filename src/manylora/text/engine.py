@@ -212,6 +212,11 @@ class Engine:
         """Pages of the pool."""
         return self._pool.num_pages
 
+    def warm_up(self) -> None:
+        """Take all of the pool's memory from the system now, so that no step waits for it. Before the first request."""
+        assert not self._open, "the pool is in use"
+        self._pool.touch()
+
     def has_work(self) -> bool:
         """Whether any request has not ended, or what was ordered of adapters has not been done."""
         return bool(self._open) or self._residency.has_work

@@ -11,6 +11,9 @@ from manylora.models.config import LlamaConfig
 from manylora.models.llama import Llama
 from manylora.text.config import EngineConfig
 
+TOUCH_BYTES = 4096
+"""No system's pages are smaller."""
+
 
 class Pool:
     """Pages for one model, on its device and with KV in its dtype.
@@ -40,6 +43,13 @@ class Pool:
     @property
     def bytes_held(self) -> MemoryUse:
         return self.memory.use.in_bytes(self.layout.page_bytes)
+
+    def touch(self) -> None:
+        """Have the system find all of the pool's memory now; else a step waits for each part that is written first.
+
+        A second or two a GiB on a virtual machine. Before the first request only: pages lose what they hold.
+        """
+        self.pages.view(-1)[::TOUCH_BYTES] = 0
 
     def poison_free_pages(self) -> None:
         """Fill the pages that nobody holds with NaN (all bits set, in every float format)."""

@@ -56,7 +56,9 @@ def make_engine(model: Llama, library: Library, job: Job) -> Engine:
         max_batch_tokens=max(MAX_BATCH_TOKENS, job.max_batch),
         prefix_caching=False,
     )
-    return Engine(model, None, library, config)
+    engine = Engine(model, None, library, config)
+    engine.warm_up()
+    return engine
 
 
 def submit(engine: Engine, request: TraceRequest, output_tokens: int) -> str:
