@@ -87,7 +87,7 @@ def lines() -> Iterator[Line]:
     with _world("--pool-bytes", str(SMALL_POOL_BYTES)) as world:
         yield _exhausted(world)
     with _world("--pool-bytes", str(POOL_BYTES), "--client-timeout-s", str(CLIENT_TIMEOUT_S)) as world:
-        # Twice: what the first time takes for good is no leak, say buffers, and products prepared for each number of rows.
+        # Twice: what the first time takes for good is no leak, say buffers, or products laid out for a number of rows.
         _kill_clients(world, NUM_KILLED // 2)
         _slow_clients(world)
         world.idle_within_s()
