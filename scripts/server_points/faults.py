@@ -87,7 +87,8 @@ def lines() -> Iterator[Line]:
     with _world("--pool-bytes", str(SMALL_POOL_BYTES)) as world:
         yield _exhausted(world)
     with _world("--pool-bytes", str(POOL_BYTES), "--client-timeout-s", str(CLIENT_TIMEOUT_S)) as world:
-        # Twice: what the first time takes for good is no leak, say buffers, or products laid out for a number of rows.
+        # Twice: what the first time takes for good, say buffers that grow, is no leak. For slow clients that is some
+        # 200 MB, and 4 to 10 each time after it.
         _kill_clients(world, NUM_KILLED // 2)
         _slow_clients(world)
         world.idle_within_s()

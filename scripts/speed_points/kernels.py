@@ -47,7 +47,8 @@ def lines() -> Iterator[Line]:
             f">= {MIN_OF_DENSE:.0%}",
             share >= MIN_OF_DENSE,
         )
-    yield _of_memory(record)
+    for kernel in ("shrink", "expand", "lora"):
+        yield _of_memory(record, kernel)
     yield _over_bytes(record)
     for kernel in dict.fromkeys(row["kernel"] for row in record["rows"]):
         yield _reported(kernel, [row for row in record["rows"] if row["kernel"] == kernel])
@@ -78,10 +79,10 @@ def _record(record: Record) -> Line:
     )
 
 
-def _of_memory(record: Record) -> Line:
-    """Of both at once, as an engine calls them: with so few bytes a call, what a call costs is seen."""
-    point = "shrink and expand of a layer, 32 rows of 32 adapters, rank 8: of the memory's bandwidth"
-    row = find(record, "lora", FEW_ROWS)
+def _of_memory(record: Record, kernel: str) -> Line:
+    """lora: shrink and expand at once, as an engine calls them."""
+    point = f"{kernel} of a layer, 32 rows of 32 adapters, rank 8: of the memory's bandwidth"
+    row = find(record, kernel, FEW_ROWS)
     if row is None:
         return missing(point, COMMAND)
     share = row["bandwidth_share"]
@@ -91,7 +92,7 @@ def _of_memory(record: Record) -> Line:
 
 
 def _over_bytes(record: Record) -> Line:
-    point = "the same, 128 rows of 128 adapters: time over its bytes'"
+    point = "lora of a layer, 128 rows of 128 adapters, rank 8: time over its bytes'"
     row = find(record, "lora", STEP)
     if row is None:
         return missing(point, COMMAND)

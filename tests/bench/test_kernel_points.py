@@ -60,6 +60,7 @@ def kernel_record(
     ]
     for kernel in ("shrink", "expand"):
         rows.append(kernel_row(kernel, "512:32:64", 0.3, ours=100, torch=200, gather=gather, dense=dense))
+        rows.append(kernel_row(kernel, "32:32:8", few, ours=100, torch=200, gather=500, dense=100))
     return {
         "started": "2026-01-01",
         "commit": "abc1234",
@@ -96,7 +97,7 @@ def test_a_good_record_of_kernels_passes(lines):
     keep(lines.folder, "2026-01-01_m_kernels-0.json", kernel_record())
     shown = lines("kernels")
     assert all(line.ok for line in shown)
-    assert len(shown) == 1 + 4 + 1 + 1 + 3
+    assert len(shown) == 1 + 4 + 3 + 1 + 3
     assert "15.0" in shown[1].figure
     assert "80%" in shown[2].figure
 
@@ -106,7 +107,7 @@ def test_a_good_record_of_kernels_passes(lines):
     [
         ({"gather": 900}, 2),
         ({"dense": 69}, 2),
-        ({"few": 0.79}, 1),
+        ({"few": 0.79}, 3),
         ({"lora": 0.76}, 1),
         ({"forced": True}, 1),
         ({"config": {"repeats": 1}}, 1),
@@ -121,7 +122,7 @@ def test_each_bound_of_the_kernels_can_fail(lines, worse, failed):
 def test_the_newest_record_is_read_and_a_missing_row_fails(lines):
     keep(lines.folder, "2026-01-01_m_kernels-0.json", kernel_record())
     keep(lines.folder, "2026-01-02_m_kernels-0.json", kernel_record(started="2026-01-02", rows=[]))
-    assert sum(not line.ok for line in lines("kernels")) == 2 + 1 + 1
+    assert sum(not line.ok for line in lines("kernels")) == 2 + 3 + 1
 
 
 def test_a_record_of_other_settings_is_no_answer(lines):

@@ -20,6 +20,7 @@ from manylora.kernels import (
     paged_attention,
     write_kv,
 )
+from manylora.kernels.backend import Shrink
 from tests.kernels.cases import make_attention_batch, make_lora_batch
 
 
@@ -92,7 +93,7 @@ def test_dtype_that_the_backend_asked_for_does_not_compute_in():
 def test_without_a_name_the_first_that_computes_in_the_dtype_is_taken(monkeypatch):
     taken: list[str] = []
 
-    def shrink_of(name: str) -> ops.Shrink:
+    def shrink_of(name: str) -> Shrink:
         def note(x: torch.Tensor, pages: Any, a: Any, segments: Any) -> torch.Tensor:
             taken.append(name)
             return x

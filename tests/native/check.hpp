@@ -72,8 +72,6 @@ inline float put(Random& random, DType dtype, uint8_t* to) {
   return value;
 }
 
-inline int64_t bytes_of(DType dtype) { return dtype == DType::kFloat32 ? 4 : 2; }
-
 inline int64_t failures = 0;
 
 // Whether `got` is a sum of `terms` products that was kept in float32.

@@ -47,7 +47,7 @@ class Pool:
     def touch(self) -> None:
         """Have the system find all of the pool's memory now; else a step waits for each part that is written first.
 
-        A second or two a GiB on a virtual machine. Before the first request only: pages lose what they hold.
+        Before the first request only: pages lose what they hold.
         """
         self.pages.view(-1)[::TOUCH_BYTES] = 0
 

@@ -289,7 +289,7 @@ static void store_token(const float* from, uint8_t* to, int64_t count, DType dty
 static void write_kv(Rows k, Rows v, int64_t num_rows, KvPlane plane, const int64_t* slot_page,
                      const int64_t* slot_index, int threads) {
   const int64_t token_dim = plane.num_kv_heads * plane.head_dim;
-  const int64_t token_bytes = token_dim * (plane.dtype == DType::kFloat32 ? 4 : 2);
+  const int64_t token_bytes = token_dim * bytes_of(plane.dtype);
   constexpr int64_t kBlock = 32;
   parallel_for((num_rows + kBlock - 1) / kBlock, threads, [=](int64_t block) {
     for (int64_t t = block * kBlock; t < num_rows && t < (block + 1) * kBlock; t++) {

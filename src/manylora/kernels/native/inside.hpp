@@ -5,10 +5,6 @@
 
 namespace manylora {
 
-inline int64_t bytes_of_row(const Segments& segments, int64_t s, int64_t width) {
-  return width * (static_cast<DType>(segments.row_dtype[s]) == DType::kFloat32 ? 4 : 2);
-}
-
 // Rank rows first..last of a table of `num_offsets`, each `row_bytes` long, in a pool of `pool_bytes`.
 inline bool are_inside(const int64_t* offset, int64_t num_offsets, int64_t first, int64_t last, int64_t row_bytes,
                        int64_t pool_bytes) {
@@ -22,12 +18,11 @@ inline bool is_inside(int64_t width, const RankRows& a, int64_t num_offsets, con
                       const Segments& segments, int64_t pool_bytes) {
   for (int64_t s = 0; s < segments.count; s++) {
     if (segments.row_dtype[s] > static_cast<uint8_t>(DType::kHalf)) return false;
-    if (!are_inside(a.offset, num_offsets, a.begin[s], a.end[s], bytes_of_row(segments, s, width), pool_bytes))
-      return false;
+    const int64_t itemsize = bytes_of(static_cast<DType>(segments.row_dtype[s]));
+    if (!are_inside(a.offset, num_offsets, a.begin[s], a.end[s], width * itemsize, pool_bytes)) return false;
     for (int64_t i = 0; i < num_sites; i++) {
       const Site& site = sites[i];
-      const int64_t row_bytes = bytes_of_row(segments, s, site.width);
-      if (!are_inside(a.offset, num_offsets, site.begin[s], site.end[s], row_bytes, pool_bytes)) return false;
+      if (!are_inside(a.offset, num_offsets, site.begin[s], site.end[s], site.width * itemsize, pool_bytes)) return false;
       const int64_t last = static_cast<int64_t>(site.h_column[s]) + (site.end[s] - site.begin[s]);
       if (site.h_column[s] < 0 || last > a.end[s] - a.begin[s]) return false;
     }

@@ -156,8 +156,7 @@ static_assert(sizeof(TileShapes) == 64);
 
 // A constant: GCC 12 takes stores to all but the first bytes of what _tile_loadconfig reads for dead.
 alignas(64) constexpr TileShapes kTileShapes = {
-    1, 0, {}, {kGroup, 64, 64, 64, 64, 64, 64, kGroup},
-    {kTileRows, kGroup / kDepth, kGroup / kDepth, kTileRows, kTileRows, kTileRows, kTileRows, kTileRows}};
+    1, 0, {}, {kGroup, 64, 64, 64, 64}, {kTileRows, kGroup / kDepth, kGroup / kDepth, kTileRows, kTileRows}};
 
 static void begin_tiles() {
   _tile_loadconfig(&kTileShapes);
@@ -168,44 +167,23 @@ static void end_tiles() { _tile_release(); }
 
 // As multiply_strip, of kTileRows rows that lie one after the other, and of whole groups: the same sums, so the same bits.
 static void multiply_tiles(Rounded a, const uint8_t* w, int64_t depth, float sums[kTileRows][kStrip]) {
-  // What a tile has stored can be loaded only when it has reached the cache, so it is taken some groups later.
-  constexpr int64_t kLater = 2, kStored = 4;
-  alignas(64) int32_t low[kStored][kTileRows][16], high[kStored][kTileRows][16];
+  alignas(64) int32_t low[kTileRows][16], high[kTileRows][16];
   __m512 sum[kTileRows][2] = {};
-  const int64_t groups = depth / kGroup;
-  for (int64_t group = 0; group < groups + kLater; group++) {
-    if (group < groups) {
-      const uint8_t* strip = w + group * kStrip * kGroup;
-      // By turns, so that a group need not wait for the one before it.
-      if (group % 2 == 0) {
-        _tile_loadd(0, a.integers + group * kGroup, depth);
-        _tile_zero(3);
-        _tile_zero(4);
-        _tile_loadd(1, strip, kStrip * kDepth);
-        _tile_dpbsud(3, 0, 1);
-        _tile_loadd(2, strip + 64, kStrip * kDepth);
-        _tile_dpbsud(4, 0, 2);
-        _tile_stored(3, low[group % kStored], 64);
-        _tile_stored(4, high[group % kStored], 64);
-      } else {
-        _tile_loadd(7, a.integers + group * kGroup, depth);
-        _tile_zero(5);
-        _tile_zero(6);
-        _tile_loadd(1, strip, kStrip * kDepth);
-        _tile_dpbsud(5, 7, 1);
-        _tile_loadd(2, strip + 64, kStrip * kDepth);
-        _tile_dpbsud(6, 7, 2);
-        _tile_stored(5, low[group % kStored], 64);
-        _tile_stored(6, high[group % kStored], 64);
-      }
-    }
-    if (group < kLater) continue;
-    const int64_t at = (group - kLater) % kStored;
+  for (int64_t first = 0; first < depth; first += kGroup, w += kStrip * kGroup) {
+    _tile_loadd(0, a.integers + first, depth);
+    _tile_loadd(1, w, kStrip * kDepth);
+    _tile_loadd(2, w + 64, kStrip * kDepth);
+    _tile_zero(3);
+    _tile_zero(4);
+    _tile_dpbsud(3, 0, 1);
+    _tile_dpbsud(4, 0, 2);
+    _tile_stored(3, low, 64);
+    _tile_stored(4, high, 64);
     MANYLORA_UNROLL for (int m = 0; m < kTileRows; m++) {
       const __m512i start = _mm512_set1_epi32(a.start[m]);
       const __m512 scale = _mm512_set1_ps(a.scale[m]);
-      const __m512i of_low = _mm512_add_epi32(_mm512_load_si512(low[at][m]), start);
-      const __m512i of_high = _mm512_add_epi32(_mm512_load_si512(high[at][m]), start);
+      const __m512i of_low = _mm512_add_epi32(_mm512_load_si512(low[m]), start);
+      const __m512i of_high = _mm512_add_epi32(_mm512_load_si512(high[m]), start);
       sum[m][0] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(of_low), scale, sum[m][0]);
       sum[m][1] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(of_high), scale, sum[m][1]);
     }

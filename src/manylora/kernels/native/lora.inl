@@ -25,8 +25,6 @@ static inline const T* rank_row(const RankRows& table, int64_t index) {
   return reinterpret_cast<const T*>(table.pages + table.offset[index]);
 }
 
-static inline int64_t bytes_of(DType dtype) { return dtype == DType::kFloat32 ? 4 : 2; }
-
 // Columns from..end of rank rows first..last, as far as they follow one another in memory; nearly always all of them do.
 static Ahead rows_ahead(const RankRows& table, int64_t first, int64_t last, int64_t width, DType dtype, int64_t from,
                         int64_t end) {
@@ -112,7 +110,7 @@ template <class T>
 static void shrink_entries(Rows x, int64_t width, const RankRows& table, int64_t first, int64_t last,
                            const int32_t* rows, int count, float* h, int64_t h_stride, DType dtype, Ahead then) {
   const int64_t padded = (width + 2 * kLanes - 1) / (2 * kLanes) * (2 * kLanes);
-  const float* arranged = arranged_rows<T>(x, width, padded, rows, count);
+  const float* const first_row = arranged_rows<T>(x, width, padded, rows, count);
   for (; first < last; first += kRankBlock, h += kRankBlock) {
     const int rank = static_cast<int>(last - first < kRankBlock ? last - first : kRankBlock);
     const T* a[kRankBlock];
@@ -122,12 +120,12 @@ static void shrink_entries(Rows x, int64_t width, const RankRows& table, int64_t
     ahead.spread_over((rank + 7) / 8 * (width / (2 * kLanes)));
     int e = 0;
     for (; e + 4 <= count; e += 4) {
-      const float* const from = arranged + e * padded;
+      const float* const from = first_row + e * padded;
       const float* const four[4] = {from, from + padded, from + 2 * padded, from + 3 * padded};
       shrink_rows<T, 4>(four, a, rank, width, h + e * h_stride, h_stride, ahead);
     }
     for (; e < count; e++) {
-      const float* const one = arranged + e * padded;
+      const float* const one = first_row + e * padded;
       shrink_rows<T, 1>(&one, a, rank, width, h + e * h_stride, h_stride, ahead);
     }
   }

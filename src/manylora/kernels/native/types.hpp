@@ -17,6 +17,8 @@ struct Half {
 // Position in manylora.kernels.ROW_DTYPES.
 enum class DType : uint8_t { kFloat32 = 0, kBFloat16 = 1, kHalf = 2 };
 
+constexpr int64_t bytes_of(DType dtype) { return dtype == DType::kFloat32 ? 4 : 2; }
+
 // See manylora.kernels.Segments.
 struct Segments {
   int64_t count;
