@@ -28,6 +28,10 @@ class FakeSupply:
         self._sizes = sizes
         self.images: set[AdapterId] = set()
         self.copying: list[AdapterId] = []
+        self.preferred: list[Request] = []
+
+    def prefer(self, requests: SequenceOf[Request]) -> None:
+        self.preferred = list(requests)
 
     def lookup(self, key: AdapterKey) -> tuple[AdapterId, int] | None:
         identity = content(str(key))

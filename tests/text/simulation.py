@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
+from math import inf
 
 import numpy as np
 
@@ -82,23 +83,27 @@ def gamma_trace(
 
 
 class TimedSupply:
-    """Adapters that are read `read_s` after the request came, and copied within a step."""
+    """Adapters that are read within `read_s`, `max_pending` at a time, and copied within a step."""
 
-    def __init__(self, simulation: Simulation, read_s: float) -> None:
+    def __init__(self, simulation: Simulation, read_s: float, max_pending: int) -> None:
         self._simulation = simulation
         self._read_s = read_s
+        self._max_pending = max_pending
         self._read_at: dict[AdapterKey, float] = {}
         self._copying: list[AdapterId] = []
 
     def demand(self, key: AdapterKey) -> None:
-        if self._cache.pages(str(key)) is None:
+        if self._cache.pages(str(key)) is None and len(self._read_at) < self._max_pending:
             self._read_at.setdefault(key, self._simulation.now + self._read_s)
+
+    def prefer(self, requests: SequenceOf[Request]) -> None:
+        for request in requests:
+            for key, _ in request.adapters:
+                self.demand(key)
 
     def lookup(self, key: AdapterKey) -> tuple[AdapterId, int] | None:
         if self._cache.pages(str(key)) is None:
-            # Evicted while somebody waits for it: read again.
-            self.demand(key)
-            if self._read_at[key] > self._simulation.now:
+            if self._read_at.get(key, inf) > self._simulation.now:
                 return None
         return AdapterId(str(key)), ADAPTER_PAGES
 
@@ -134,11 +139,12 @@ class Simulation:
         token_s: float = 0.002,
         adapter_s: float = 0.001,
         read_s: float = 0.1,
+        max_pending: int = 32,
     ) -> None:
         self.now = 0.0
         self.fixed_s, self.token_s, self.adapter_s = fixed_s, token_s, adapter_s
         self.memory = UnifiedMemory(num_pages, PAGE_TOKENS, prefix_caching=False)
-        self.supply = TimedSupply(self, read_s)
+        self.supply = TimedSupply(self, read_s, max_pending)
         self.scheduler = Scheduler(
             self.memory,
             self.supply,

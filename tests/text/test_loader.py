@@ -229,6 +229,73 @@ def test_a_younger_request_is_not_read_ahead_of_an_older_one_that_found_no_room(
         assert b.library.loads == {name: 1 for name in "abcd"}
 
 
+def test_whose_turn_comes_next_is_read_before_older_ones():
+    with bench("abcdef", max_pending=2) as b:
+        b.library.held_up["a"] = threading.Event()
+        requests = {name: b.demand(name) for name in "abcdef"}
+        b.settle()
+        assert b.library.loads == {"b": 1}, "who is not preferred comes in order of arrival"
+        b.loader.prefer([requests["e"], requests["d"]])
+        b.settle()
+        assert b.library.loads == {"b": 1, "e": 1}, "what is being read takes a place until it is done"
+        b.open_gates()
+        b.loader.wait(1)
+        b.settle()
+        assert b.library.loads == {"b": 1, "e": 1, "a": 1, "d": 1}
+        assert b.is_read("abed") == [False, False, True, True], "more images are kept than may wait"
+
+
+def test_what_is_read_for_one_who_is_still_preferred_is_kept_though_others_come_before():
+    """With two tenants whose turns alternate, each reading was dropped for the other's."""
+    with bench("abcd", max_pending=2) as b:
+        requests = [b.demand(name) for name in "abcd"]
+        b.settle()
+        for _ in range(5):
+            requests.reverse()
+            b.loader.prefer(requests.copy())
+            b.settle()
+        assert b.library.loads == {"a": 1, "b": 1}
+        b.place("a")
+        b.settle()
+        assert b.is_read("abcd") == [True, True, False, True], (
+            "d was the first of those preferred in the end"
+        )
+
+
+def test_an_urgent_demand_comes_before_all_that_are_preferred():
+    with bench("abcp", max_pending=1) as b:
+        requests = [b.demand(name) for name in "abc"]
+        b.settle()
+        b.loader.prefer(requests[1:])
+        b.settle()
+        assert b.library.loads == {"a": 1, "b": 1}
+        b.library.locate("p")
+        urgent = Request(
+            request_id="pin",
+            arrival=9,
+            prompt=(1,),
+            params=SamplingParams(),
+            max_tokens=1,
+            mixture=BASE,
+            adapters=((b.ref("p"), 1.0),),
+        )
+        b.loader.demand(urgent, is_urgent=True)
+        b.settle()
+        assert b.is_read("abcp") == [False, False, False, True]
+        b.place("p")
+        b.loader.release(urgent)
+        assert b.is_read("bc") == [True, False]
+
+
+def test_a_preference_for_those_who_have_gone_harms_nobody():
+    with bench("abc", max_pending=1) as b:
+        requests = {name: b.demand(name) for name in "abc"}
+        b.loader.release(requests["c"])
+        b.loader.prefer([requests["c"], requests["b"]])
+        b.settle()
+        assert b.is_read("abc") == [False, True, False]
+
+
 def test_a_step_that_changes_nothing_does_not_look_through_the_queue():
     """With 10,000 requests queued, each poll took 5 ms."""
 
@@ -252,6 +319,7 @@ def test_a_step_that_changes_nothing_does_not_look_through_the_queue():
         b.demand("b")
         for _ in range(10):
             b.loader.poll()
+            b.loader.prefer([])
         assert queue.num_walks == 0
         b.cache.evict_oldest()
         b.loader.poll()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence as SequenceOf
 
 import numpy as np
 import pytest
@@ -11,7 +12,8 @@ from manylora.errors import ConfigError
 from manylora.text.policies import make_policy
 from manylora.text.policy import FirstComeFirstServed, Policy
 from manylora.text.policy_fair import FairShare, VirtualCounters
-from tests.text.simulation import Job, Outcome, Simulation, gamma_trace
+from manylora.text.sequence import Request
+from tests.text.simulation import Job, Outcome, Simulation, TimedSupply, gamma_trace
 
 # -- counters
 
@@ -129,6 +131,32 @@ def test_a_hog_does_not_double_the_first_token_time_of_the_others(seed: int) -> 
     assert p95(FirstComeFirstServed(), seed, with_hog=True) > 4 * alone, "the hog is no burden"
     assert p95(FairShare(reserved=0.0), seed, with_hog=True) > 2 * alone, "turns alone would do"
     assert p95(FairShare(), seed, with_hog=True) < 2 * alone
+
+
+def test_nor_does_its_queue_keep_their_adapters_from_being_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They were read for the oldest requests first, which under overload are all the hog's."""
+    jobs = [
+        job
+        for tenant, rate in {"a": 2.3, "b": 2.3, "c": 2.3, "d": 2.3, "hog": 23}.items()
+        for job in gamma_trace(
+            rate=rate, duration_s=60, seed=ord(tenant[0]), num_adapters=400, lengths=(8, 32), tenant=tenant
+        )
+    ]
+    # A third of the adapters fits the pool.
+    few_fit = {"num_pages": 500, "max_pending": 8}
+    speed = {"fixed_s": 0.02, "token_s": 0.001, "adapter_s": 0.0005, "read_s": 0.05}
+
+    def p95() -> float:
+        outcomes = Simulation(FairShare(), **few_fit, **speed).run(jobs, deadline_s=None)  # type: ignore[arg-type]
+        return float(np.percentile([o.first_token_s for o in outcomes if o.job.tenant != "hog"], 95))
+
+    def oldest_first(supply: TimedSupply, requests: SequenceOf[Request]) -> None:
+        prefer(supply, sorted(requests, key=lambda request: request.arrival))
+
+    by_turns = p95()
+    prefer = TimedSupply.prefer
+    monkeypatch.setattr(TimedSupply, "prefer", oldest_first)
+    assert by_turns < p95() / 2
 
 
 def test_a_tenant_alone_has_all_places() -> None:

@@ -5,12 +5,14 @@
 Requests demand what they name when they come, from any thread, and the demand ends with them. Everything but the
 reading and copying itself happens inside `poll`, `lookup` and `place`, on the engine's thread.
 
-Images wait for pages, so only so many are made. They are given to whole requests, oldest first: were all of them parts
-of mixtures whose other parts find no room, no request could ever start.
+Images wait for pages, so only so many are made. They are given to whole requests: were all of them parts of mixtures
+whose other parts find no room, no request could ever start. Whose turn comes next is read for first, as the scheduler
+says with `prefer`, then the oldest: else one tenant's long queue would keep everybody's adapters from being read.
 """
 
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from itertools import chain
 from threading import RLock
 from time import monotonic
 from typing import Any, Protocol
@@ -52,7 +54,7 @@ class AdapterLoader:
         """
         Args:
             check_fits: raises AdapterMismatchError for an adapter of another model.
-            max_pending: most adapters being read or read and waiting for pages; more only where the oldest request
+            max_pending: most adapters being read or read and waiting for pages; more only where the first request
                 alone needs more.
         """
         self.resident: dict[AdapterId, ResidentAdapter] = {}
@@ -64,9 +66,12 @@ class AdapterLoader:
         # Guards what `demand` touches, which any thread may call.
         self._lock = RLock()
         self._demand: dict[Demand, None] = {}  # in the order in which they came
+        self._urgent: dict[Demand, None] = {}  # those of them that come before all others
+        self._preferred: Sequence[Demand] = ()
+        self._let_in: list[Demand] = []  # for whom there is room in `_due`
         self._due: dict[Hashable, AdapterKey] = {}
-        """What may be read, or read and waiting, now: what the oldest requests lack, as far as there is room for it."""
-        self._is_full = False  # an older request than the next one to come found no room in `_due`
+        """What may be read, or read and waiting, now: what those who come first lack, while there is room."""
+        self._is_full = False  # somebody who came before the next one to come found no room in `_due`
         self._has_changed = False
         self._residency = cache.residency
         self._reading: dict[AdapterKey, Future[AdapterImage]] = {}
@@ -77,10 +82,17 @@ class AdapterLoader:
         # Apart from the readers: a copy into the pool takes milliseconds and must not wait for a slow disk.
         self._copier = ThreadPoolExecutor(1, "adapter-copier")
 
-    def demand(self, request: Demand) -> None:
-        """A request wants its adapters. Reading begins now unless enough are on their way."""
+    def demand(self, request: Demand, *, is_urgent: bool = False) -> None:
+        """A request wants its adapters. Reading begins now unless enough are on their way.
+
+        Args:
+            is_urgent: it comes before all that are preferred.
+        """
         with self._lock:
             self._demand[request] = None
+            if is_urgent:
+                self._urgent[request] = None
+                self._has_changed |= self._is_full
             # Whoever finds `_due` out of date or full comes last: `poll` sees to it in its turn.
             if not self._is_stale() and not self._is_full:
                 self._start_reading(self._add_to_due(request))
@@ -89,9 +101,19 @@ class AdapterLoader:
         """The request has ended."""
         with self._lock:
             del self._demand[request]
+            self._urgent.pop(request, None)
             # One whose adapters are all in the pool, as of all that ran, took no part in what is due.
-            if self._absent(key for key, _ in request.adapters):
+            if self._absent(_keys(request)):
                 self._has_changed = True
+
+    def prefer(self, requests: Sequence[Demand]) -> None:
+        """Read first for these, the first of them first, until told otherwise. What is being read already is kept."""
+        with self._lock:
+            if requests != self._preferred:
+                self._preferred = requests
+                # Unless somebody found no room, all are being read for, and their order is of no account.
+                if self._is_full:
+                    self._renew_due()
 
     def is_demanded(self, adapter: AdapterKey) -> bool:
         """Whether a request that has not ended wants an adapter, named by reference or identity."""
@@ -116,11 +138,7 @@ class AdapterLoader:
             failures = self._take_images()
             self._take_copies()
             if self._is_stale():
-                self._find_due()
-                self._forget_all_but_due()
-                self._start_reading({what: key for what, key in self._due.items() if key not in failures})
-                # What failed is read again if somebody still wants it when the engine has ended those who did.
-                self._has_changed = bool(failures)
+                self._renew_due(failures)
         return failures
 
     def lookup(self, key: AdapterKey) -> tuple[AdapterId, int] | None:
@@ -178,11 +196,20 @@ class AdapterLoader:
         """Whether `_due` may differ from what it was: the queue is long, and most steps change nothing of it."""
         return self._has_changed or self._residency != self._cache.residency
 
+    def _renew_due(self, failures: Collection[AdapterKey] = ()) -> None:
+        """Find what is due, read it but for what has just failed, and forget the rest."""
+        self._find_due()
+        self._forget_all_but_due()
+        self._start_reading({what: key for what, key in self._due.items() if key not in failures})
+        # What failed is read again if somebody still wants it when the engine has ended those who did.
+        self._has_changed = bool(failures)
+
     def _find_due(self) -> None:
-        self._due, self._is_full = {}, False
+        begun, preferred = self._begun(), [one for one in self._preferred if one in self._demand]
+        self._due, self._let_in, self._is_full = {}, [], False
         self._residency = self._cache.residency
         seen: set[AdapterKey] = set()
-        for request in self._demand:
+        for request in chain(self._urgent, begun, preferred, self._demand):
             keys = [key for key, _ in request.adapters if key not in seen]
             seen.update(keys)
             if keys:
@@ -190,13 +217,27 @@ class AdapterLoader:
             if self._is_full:
                 return
 
+    def _begun(self) -> list[Demand]:
+        """Those preferred for whom reading has begun. Turns change faster than adapters are read: were each reading
+        dropped for another whose turn has come since, none might ever be of use."""
+        preferred = set(self._preferred)
+        running = {key for key, future in self._reading.items() if future.running()}
+        begun = self._absent(running).keys() | self._images.keys()
+        return [
+            one
+            for one in self._let_in
+            if one in preferred and one in self._demand and begun & self._absent(_keys(one)).keys()
+        ]
+
     def _add_to_due(self, request: Demand) -> dict[Hashable, AdapterKey]:
         """Let a whole request in, or nobody any more; returns what it lacks, {} where it was not let in."""
-        absent = self._absent(key for key, _ in request.adapters)
+        absent = self._absent(_keys(request))
         if self._due and len(self._due | absent) > self._max_pending:
             self._is_full = True
             return {}
         self._due |= absent
+        if absent:
+            self._let_in.append(request)
         return absent
 
     def _absent(self, keys: Iterable[AdapterKey]) -> dict[Hashable, AdapterKey]:
@@ -237,6 +278,10 @@ class AdapterLoader:
             weight = LOAD_WEIGHT if self._read_s else 1.0
             self._read_s += weight * (monotonic() - began - self._read_s)
         return image
+
+
+def _keys(request: Demand) -> Iterator[AdapterKey]:
+    return (key for key, _ in request.adapters)
 
 
 def _ref(key: AdapterKey) -> AdapterRef:

@@ -98,7 +98,7 @@ class Residency:
         ref = self._library.locate(name)
         self.note(ref)
         pin = _Pin(name, ((ref, 1.0),))
-        self._loader.demand(pin)
+        self._loader.demand(pin, is_urgent=True)  # no queue that the scheduler orders has it
         self._orders.append(partial(self._pins.append, pin))
         return pin.done
 

@@ -36,6 +36,10 @@ class AdapterSupply(Protocol):
         """Make the adapter resident on these pages; it becomes ready some time later."""
         ...
 
+    def prefer(self, requests: SequenceOf[Request]) -> None:
+        """Learn whose adapters to read first: those who wait for some, in the order in which their turns come."""
+        ...
+
     def load_s(self, request: Request) -> float:
         """Seconds that the adapters of a request take, by experience, from its coming on; 0 if all are ready."""
         ...
@@ -217,7 +221,9 @@ class Scheduler:
         read stops nobody.
         """
         next_up: list[Sequence] = []
+        lacking: dict[Request, None] = {}
         for sequence in self._policy.order(list(self.waiting), self.running):
+            lacking[sequence.request] = None
             needs = self._identify(sequence)
             if needs is None:
                 continue
@@ -228,6 +234,7 @@ class Scheduler:
             if not self._hold(sequence, needs):
                 if not self._let_go_of_all_but(next_up) or not self._hold(sequence, needs):
                     break
+            lacking.pop(sequence.request, None)
             if not all(self.memory.adapters.is_ready(identity) for identity in sequence.held):
                 continue
             if budget == 0 or len(self.running) == self._max_num_seqs or self._awaits_sibling(sequence):
@@ -238,6 +245,7 @@ class Scheduler:
             num_new = min(sequence.num_pending, budget)
             step[id(sequence)] = Scheduled(sequence, num_new)
             budget -= num_new
+        self._supply.prefer(list(lacking))
 
     def _identify(self, sequence: Sequence) -> dict[AdapterId, int] | None:
         """Return the adapters that a sequence needs, by content, with the pages each takes.
