@@ -95,6 +95,7 @@ void test_lora_at_once(const Kernels& kernels, Random& random);
 void test_attention(const Kernels& kernels, Random& random);
 void test_rows(const Kernels& kernels, Random& random);
 void test_int8(const Kernels& kernels, Random& random);
+void test_tiles(const Kernels& kernels, Random& random);
 void test_place(Random& random);
 
 }  // namespace manylora::test

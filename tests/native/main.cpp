@@ -26,6 +26,7 @@ manylora::Kernels without(const manylora::Kernels& kernels, const std::string& n
   else if (name == "argmax") broken.argmax = [](auto...) {};
   else if (name == "silu_mul") broken.silu_mul = [](auto...) {};
   else if (name == "int8_product") broken.int8_product = [](auto...) {};
+  else if (name == "tile_product") broken.tile_product = [](auto...) {};
   else std::printf("no kernel %s\n", name.c_str()), std::exit(2);
   return broken;
 }
@@ -38,6 +39,7 @@ void run(const manylora::Kernels& kernels, int rounds, uint32_t seed) {
     manylora::test::test_attention(kernels, random);
     manylora::test::test_rows(kernels, random);
     manylora::test::test_int8(kernels, random);
+    manylora::test::test_tiles(kernels, random);
     manylora::test::test_place(random);
   }
   std::printf("%s: %d rounds\n", kernels.isa, rounds);

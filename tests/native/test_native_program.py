@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from manylora.kernels import native
+from manylora.kernels.native import tiles
 
 ROOT = Path(__file__).parents[2]
 ROUNDS, SEED = 40, 1
@@ -23,6 +24,10 @@ KERNELS = (
     "silu_mul",
     "argmax",
     "int8_product",
+    pytest.param(
+        "tile_product",
+        marks=pytest.mark.skipif(not tiles.is_available(), reason="this processor has no tiles"),
+    ),
 )
 
 

@@ -6,7 +6,6 @@
 // Weights are packed by native/int8.py: for each strip of kStrip outputs and each four inputs, kStrip * 4 values.
 #pragma once
 
-#include <cstdlib>
 #include <type_traits>
 #include <vector>
 
@@ -20,24 +19,21 @@ constexpr int kStrip = 32;       // outputs side by side in the packed weight
 constexpr int kDepth = 4;        // inputs that one instruction multiplies and adds
 constexpr int kGroup = 32;       // inputs of a row that share a scale
 constexpr int kProductRows = 6;  // rows that share the strip that is read; as many as registers hold the sums of
-constexpr int kTileRows = 8;     // the same where tiles are multiplied
 
 // The instruction takes one side unsigned. Weights are, with 128 for zero; 128 times the sum of the row's integers is
 // what each sum begins with less, so that it comes out as if they were not.
 constexpr int kZero = 128;
 
-// Rows that are multiplied together lie together: for each four inputs, the four of each row of the block; where tiles
-// are multiplied, row after row.
+// Rows that are multiplied together lie together: for each four inputs, the four of each row of the block.
 struct RowBlock {
   int64_t first;
   int rows;
 };
 
-// The block of row t: as many rows as go together as often as possible: eight where tiles are
-// multiplied, then six, then two, then one.
-static inline RowBlock block_of(int64_t t, int64_t num_rows, bool in_tiles) {
+// The block of row t: six rows as often as possible, then two, then one.
+static inline RowBlock block_of(int64_t t, int64_t num_rows) {
   int64_t begin = 0;
-  for (const int rows : {in_tiles ? kTileRows : kProductRows, kProductRows, 2, 1}) {
+  for (const int rows : {kProductRows, 2, 1}) {
     const int64_t end = begin + (num_rows - begin) / rows * rows;
     if (t < end) return {begin + (t - begin) / rows * rows, rows};
     begin = end;
@@ -141,79 +137,11 @@ static void multiply_strip(Rounded a, const uint8_t* w, int64_t depth, float sum
 
 #endif
 
-#if defined(__AMX_INT8__)
-
-constexpr bool kHasTiles = true;
-
-// The shapes of the tiles that multiply_tiles uses: a group of kTileRows rows, the same inputs of sixteen outputs twice,
-// and what comes of each.
-struct TileShapes {
-  uint8_t palette, start_row, reserved[14];
-  uint16_t row_bytes[16];
-  uint8_t rows[16];
-};
-static_assert(sizeof(TileShapes) == 64);
-
-// A constant: GCC 12 takes stores to all but the first bytes of what _tile_loadconfig reads for dead.
-alignas(64) constexpr TileShapes kTileShapes = {
-    1, 0, {}, {kGroup, 64, 64, 64, 64}, {kTileRows, kGroup / kDepth, kGroup / kDepth, kTileRows, kTileRows}};
-
-static void begin_tiles() {
-  _tile_loadconfig(&kTileShapes);
-  asm volatile("" ::: "memory");  // GCC does not know that tiles are loaded from memory
-}
-
-static void end_tiles() { _tile_release(); }
-
-// As multiply_strip, of kTileRows rows that lie one after the other, and of whole groups: the same sums, so the same bits.
-static void multiply_tiles(Rounded a, const uint8_t* w, int64_t depth, float sums[kTileRows][kStrip]) {
-  alignas(64) int32_t low[kTileRows][16], high[kTileRows][16];
-  __m512 sum[kTileRows][2] = {};
-  for (int64_t first = 0; first < depth; first += kGroup, w += kStrip * kGroup) {
-    _tile_loadd(0, a.integers + first, depth);
-    _tile_loadd(1, w, kStrip * kDepth);
-    _tile_loadd(2, w + 64, kStrip * kDepth);
-    _tile_zero(3);
-    _tile_zero(4);
-    _tile_dpbsud(3, 0, 1);
-    _tile_dpbsud(4, 0, 2);
-    _tile_stored(3, low, 64);
-    _tile_stored(4, high, 64);
-    MANYLORA_UNROLL for (int m = 0; m < kTileRows; m++) {
-      const __m512i start = _mm512_set1_epi32(a.start[m]);
-      const __m512 scale = _mm512_set1_ps(a.scale[m]);
-      const __m512i of_low = _mm512_add_epi32(_mm512_load_si512(low[m]), start);
-      const __m512i of_high = _mm512_add_epi32(_mm512_load_si512(high[m]), start);
-      sum[m][0] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(of_low), scale, sum[m][0]);
-      sum[m][1] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(of_high), scale, sum[m][1]);
-    }
-    a.scale += kTileRows;
-    a.start += kTileRows;
-  }
-  MANYLORA_UNROLL for (int m = 0; m < kTileRows; m++) {
-    _mm512_storeu_ps(sums[m], sum[m][0]);
-    _mm512_storeu_ps(sums[m] + 16, sum[m][1]);
-  }
-}
-
-#else
-
-constexpr bool kHasTiles = false;
-
-static void begin_tiles() {}
-static void end_tiles() {}
-static void multiply_tiles(Rounded, const uint8_t*, int64_t, float[kTileRows][kStrip]) { std::abort(); }
-
-#endif
-
 template <int M>
 static void product_block(Rounded a, int64_t depth, const uint8_t* w, const float* weight_scale, const float* bias,
                           int64_t outputs, float* y, int64_t y_stride) {
   float sums[M][kStrip];
-  if constexpr (M == kTileRows)
-    multiply_tiles(a, w, depth, sums);
-  else
-    multiply_strip<M>(a, w, depth, sums);
+  multiply_strip<M>(a, w, depth, sums);
   MANYLORA_UNROLL for (int m = 0; m < M; m++)
     for (int64_t o = 0; o < outputs; o++)
       y[m * y_stride + o] = sums[m][o] * weight_scale[o] + (bias == nullptr ? 0.0f : bias[o]);
@@ -224,7 +152,6 @@ static void int8_product(Rows x, int64_t num_rows, Int8Weight weight, Rows y, in
   static thread_local std::vector<float> scales;
   static thread_local std::vector<int32_t> starts;
   const int64_t depth = (weight.inputs + kDepth - 1) / kDepth * kDepth;
-  const bool in_tiles = kHasTiles && depth % kGroup == 0 && num_rows >= kTileRows;
   const int64_t groups = (depth + kGroup - 1) / kGroup;
   integers.resize(num_rows * depth);
   scales.resize(num_rows * groups);
@@ -233,10 +160,9 @@ static void int8_product(Rows x, int64_t num_rows, Int8Weight weight, Rows y, in
   float* scale = scales.data();
   int32_t* start = starts.data();
   for_each_row(num_rows, threads, [=](int64_t t) {
-    const RowBlock block = block_of(t, num_rows, in_tiles);
-    const bool is_tile = block.rows == kTileRows;
-    const int64_t m = t - block.first, step = is_tile ? kDepth : block.rows * kDepth;
-    int8_t* to = a + block.first * depth + m * (is_tile ? depth : kDepth);
+    const RowBlock block = block_of(t, num_rows);
+    const int64_t m = t - block.first, step = block.rows * kDepth;
+    int8_t* to = a + block.first * depth + m * kDepth;
     for (int64_t group = 0; group < groups; group++) {
       const int64_t first = group * kGroup, left = weight.inputs - first;
       const int64_t at = block.first * groups + group * block.rows + m;
@@ -251,9 +177,8 @@ static void int8_product(Rows x, int64_t num_rows, Int8Weight weight, Rows y, in
   parallel_for((strips + kTaskStrips - 1) / kTaskStrips, threads, [=](int64_t task) {
     const int64_t begin = task * kTaskStrips;
     const int64_t end = begin + kTaskStrips < strips ? begin + kTaskStrips : strips;
-    if (in_tiles) begin_tiles();
     for (int64_t t = 0; t < num_rows;) {
-      const RowBlock block = block_of(t, num_rows, in_tiles);
+      const RowBlock block = block_of(t, num_rows);
       const Rounded rounded = {a + t * depth, scale + t * groups, start + t * groups};
       for (int64_t s = begin; s < end; s++) {
         const int64_t first = s * kStrip, left = weight.outputs - first;
@@ -264,7 +189,6 @@ static void int8_product(Rows x, int64_t num_rows, Int8Weight weight, Rows y, in
               weight.bias == nullptr ? nullptr : weight.bias + first, outputs, y.data + t * y.stride + first, y.stride);
         };
         switch (block.rows) {
-          case kTileRows: multiply(std::integral_constant<int, kTileRows>{}); break;
           case kProductRows: multiply(std::integral_constant<int, kProductRows>{}); break;
           case 2: multiply(std::integral_constant<int, 2>{}); break;
           default: multiply(std::integral_constant<int, 1>{});
@@ -272,7 +196,6 @@ static void int8_product(Rows x, int64_t num_rows, Int8Weight weight, Rows y, in
       }
       t += block.rows;
     }
-    if (in_tiles) end_tiles();
   });
 }
 

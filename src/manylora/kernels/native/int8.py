@@ -4,8 +4,8 @@ Weights keep a scale per output; activations get one per row and GROUP inputs as
 language model are many times larger than the rest (Dettmers et al. 2022, LLM.int8). torch's dynamic quantised linear
 scales a whole batch at once, so that one outlier row changes everybody's answer; here no row can change another's.
 
-Fast with AVX-512 VNNI, faster with AMX, and of the same bits with both; elsewhere the same integers are multiplied in
-plain loops.
+Fast with AVX-512 VNNI; elsewhere the same integers are multiplied in plain loops. Processors with AMX have a faster
+product, which does not round activations (tiles.py).
 """
 
 # Shapes: T rows, O outputs, D inputs.
@@ -58,11 +58,9 @@ class Int8Weight:
                 f"weight must be [O, D] on the CPU to be rounded, got {list(weight.shape)} on {weight.device}"
             )
         O, D = weight.shape  # noqa: E741  the letters of the shape legend
-        weight = weight.float()
-        scale = weight.abs().amax(dim=1) / LEVELS
-        steps = torch.where(scale > 0, scale, 1)[:, None]
+        integers, scale = round_weight(weight)
         padded = torch.full((_up(O, STRIP), _up(D, DEPTH)), ZERO, dtype=torch.uint8)
-        padded[:O, :D] = (weight / steps).round() + ZERO
+        padded[:O, :D] = integers + ZERO
         packed = padded.view(len(padded) // STRIP, STRIP, -1, DEPTH).transpose(1, 2).contiguous()
         return cls(packed, scale, None if bias is None else bias.float(), (O, D))
 
@@ -85,6 +83,18 @@ class Int8Weight:
         O, D = self.shape  # noqa: E741
         strips = self.packed.transpose(1, 2).reshape(-1, self.packed.shape[1] * DEPTH)
         return (strips[:O, :D].float() - ZERO) * self.scale[:, None]
+
+
+def round_weight(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Round a weight [O, D] to integers from -LEVELS to LEVELS, the largest magnitude of each output to LEVELS.
+
+    Returns:
+        The integers, as float32 [O, D], and the value of one step of each output [O].
+    """
+    weight = weight.float()
+    scale = weight.abs().amax(dim=1) / LEVELS
+    steps = torch.where(scale > 0, scale, 1)[:, None]
+    return (weight / steps).round(), scale
 
 
 def _up(count: int, step: int) -> int:

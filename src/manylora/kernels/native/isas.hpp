@@ -14,10 +14,11 @@
 namespace manylora {
 
 #if defined(MANYLORA_AMX)
-// Whether the processor multiplies tiles of eight-bit integers, and Linux lets this process have their registers.
+// Whether the processor multiplies tiles of bfloat16, and Linux lets this process have their registers.
 inline bool may_use_tiles() {
   unsigned a, b, c, d;
-  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d >> 24 & 3) != 3) return false;  // AMX-TILE, AMX-INT8
+  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(d >> 22 & 1) || !(d >> 24 & 1)) return false;  // AMX-BF16, AMX-TILE
+  if (!__get_cpuid_count(7, 1, &a, &b, &c, &d) || !(a >> 5 & 1)) return false;                     // AVX512-BF16
   constexpr long kAskForPermission = 0x1023, kTileData = 18;                          // of arch_prctl
   return syscall(SYS_arch_prctl, kAskForPermission, kTileData) == 0;
 }

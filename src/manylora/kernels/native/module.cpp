@@ -167,6 +167,16 @@ NB_MODULE(_core, m) {
                              {at<float>(y), y_stride}, threads);
       },
       free_gil);
+  m.def(
+      "tile_product",
+      [tile_product = supported().front()->tile_product](A x, I x_stride, I num_rows, A packed, A scale, A bias,
+                                                         I outputs, I inputs, A y, I y_stride, int threads) {
+        if (!tile_product) throw std::runtime_error("this processor has no tiles");
+        tile_product({at<float>(x), x_stride}, num_rows,
+                     {at<const void>(packed), at<const float>(scale), at<const float>(bias), outputs, inputs},
+                     {at<float>(y), y_stride}, threads);
+      },
+      free_gil);
 }
 
 }  // namespace manylora

@@ -87,6 +87,14 @@ struct Int8Weight {
   int64_t outputs, inputs;
 };
 
+// A weight [outputs, inputs] in tiles, as floats, or as eight-bit integers if it has a scale per output; see tiles.inl.
+struct TileWeight {
+  const void* packed;
+  const float* scale;  // or nullptr
+  const float* bias;   // or nullptr
+  int64_t outputs, inputs;
+};
+
 // The kernels compiled for one instruction set.
 struct Kernels {
   const char* isa;
@@ -126,6 +134,9 @@ struct Kernels {
 
   // y = x W^T + bias, each 32 inputs of a row of x rounded to 255 steps of their largest magnitude / 127.
   void (*int8_product)(Rows x, int64_t num_rows, Int8Weight weight, Rows y, int threads);
+
+  // y = x W^T + bias; nullptr where the processor has no tiles.
+  void (*tile_product)(Rows x, int64_t num_rows, TileWeight weight, Rows y, int threads);
 };
 
 extern const Kernels kPortableKernels;

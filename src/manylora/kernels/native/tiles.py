@@ -1,0 +1,85 @@
+"""The base product in tiles of bfloat16 that add up to float32, for CPUs with AMX.
+
+AMX multiplies bfloat16 alone. A float is the sum of three of them, and six of the nine products of two such sums are as
+exact as a product of floats (Henry, Tang, Heinecke 2019, "Leveraging the bfloat16 Artificial Intelligence Datatype For
+Higher-Precision Computations"). A weight rounded to eight bits is a bfloat16 as it is; activations are not rounded.
+
+A row's result has the same bits in a batch of any size.
+"""
+
+# Shapes: T rows, O outputs, D inputs.
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from manylora.errors import ConfigError, KernelUnavailable
+from manylora.kernels import native
+from manylora.kernels.native.int8 import round_weight
+
+TILE_OUTPUTS = 16
+"""Outputs of a tile; a strip is two tiles of them."""
+
+TILES = 2
+"""Tiles of a strip."""
+
+STEP = 32
+"""Inputs of a tile; kStep of tiles.inl."""
+
+
+@dataclass(frozen=True, eq=False)
+class TileWeight:
+    """A weight [O, D] laid out for the product: in float32, or as integers with a scale per output."""
+
+    packed: Tensor  # [O / 32, D / STEP, TILES, STEP / 2, 2, TILE_OUTPUTS]  fp32 or int8, zeros at the end of O and D
+    scale: Tensor | None  # [O]  fp32, value of one step of each output's integers; None for floats
+    bias: Tensor | None  # [O]  fp32
+    shape: tuple[int, int]  # O, D
+
+    @classmethod
+    def from_float(cls, weight: Tensor, bias: Tensor | None = None, *, int8: bool = False) -> TileWeight:
+        """Lay out a weight [O, D] of any float dtype; int8: round it, the largest magnitude of each output to LEVELS."""
+        if not is_available():
+            raise KernelUnavailable("products in tiles need the native kernels and a processor with AMX")
+        if weight.dim() != 2 or weight.device.type != "cpu":
+            raise ConfigError(
+                f"weight must be [O, D] on the CPU to be laid out, got {list(weight.shape)} on {weight.device}"
+            )
+        values, scale = round_weight(weight) if int8 else (weight.float(), None)
+        O, D = weight.shape  # noqa: E741  the letters of the shape legend
+        padded = F.pad(values, (0, -D % STEP, 0, -O % (TILES * TILE_OUTPUTS)))
+        tiles = padded.view(-1, TILES, TILE_OUTPUTS, padded.shape[1] // STEP, 2, STEP // 2)
+        packed = tiles.permute(0, 3, 1, 5, 4, 2).to(torch.int8 if int8 else torch.float32).contiguous()
+        return cls(packed, scale, None if bias is None else bias.float(), (O, D))
+
+    def product(self, x: Tensor) -> Tensor:  # [T, D] -> [T, O] fp32
+        """y = x W^T + b; x and sums in float32."""
+        O, D = self.shape  # noqa: E741
+        if x.dim() != 2 or x.shape[1] != D or x.device.type != "cpu":
+            raise ConfigError(f"x must be [*, {D}] on the CPU, got {list(x.shape)} on {x.device}")
+        x = x.to(torch.float32)
+        x = x if x.stride(1) == 1 else x.contiguous()
+        y = torch.empty(len(x), O)
+        native._core.tile_product(
+            x.data_ptr(), x.stride(0), len(x), self.packed.data_ptr(),
+            0 if self.scale is None else self.scale.data_ptr(), 0 if self.bias is None else self.bias.data_ptr(),
+            O, D, y.data_ptr(), O, torch.get_num_threads(),
+        )  # fmt: skip
+        return y
+
+    def dense(self) -> Tensor:  # [O, D] fp32
+        """The weight that is multiplied, in the ordinary layout."""
+        O, D = self.shape  # noqa: E741
+        strips, steps = self.packed.shape[:2]
+        rows = self.packed.permute(0, 2, 5, 1, 4, 3).reshape(strips * TILES * TILE_OUTPUTS, steps * STEP)
+        values = rows[:O, :D].float()
+        return values if self.scale is None else values * self.scale[:, None]
+
+
+def is_available() -> bool:
+    """Whether this processor multiplies tiles of bfloat16, and the native kernels were built with them."""
+    return native.AVAILABLE and "amx" in native._core.isas()
