@@ -114,7 +114,7 @@ def product_cases(config: KernelsConfig, model: LlamaConfig, working_set_bytes: 
         for T in config.rows:
             # Nothing here says what a processor can do with integers; torch's product is what others reach.
             case = _product_case("int8_product", model, T, int8_arms, itemsize=1)
-            # Ours rounds activations with a scale for 32 inputs, or not at all; torch with one a row. They differ by 0.015.
+            # Ours rounds activations with a scale for 32 inputs, or not at all; torch with one a row. 0.015 apart.
             yield replace(case, rate_of="torch", max_disagreement=0.02)
 
 

@@ -42,7 +42,7 @@ class TileWeight:
 
     @classmethod
     def from_float(cls, weight: Tensor, bias: Tensor | None = None, *, int8: bool = False) -> TileWeight:
-        """Lay out a weight [O, D] of any float dtype; int8: round it, the largest magnitude of each output to LEVELS."""
+        """Lay out a weight [O, D] of any float dtype; int8: rounded as `round_weight` does."""
         if not is_available():
             raise KernelUnavailable("products in tiles need the native kernels and a processor with AMX")
         if weight.dim() != 2 or weight.device.type != "cpu":
