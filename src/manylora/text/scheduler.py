@@ -101,9 +101,12 @@ class Scheduler:
             num_new = min(sequence.num_pending, budget)
             if num_new == 0 or sequence not in self.running:
                 continue
+            num_preemptions = self.num_preemptions
             if self._grow(sequence, num_new, step):
                 step[id(sequence)] = Scheduled(sequence, num_new)
-                budget = self._max_batch_tokens - sum(s.num_new for s in step.values())
+                budget -= num_new
+                if self.num_preemptions > num_preemptions:
+                    budget = self._max_batch_tokens - sum(s.num_new for s in step.values())
             else:
                 is_short = True
         # What those who run lack, nobody else may take.

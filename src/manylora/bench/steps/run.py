@@ -108,6 +108,7 @@ def decoding(
         model.config.vocab_size, (point.batch, prompt_len), generator=generator
     ).tolist()
     with Engine(model, None, library, _engine_config(model, point, prompt_len, num_steps)) as engine:
+        engine.warm_up()
         # One token on each adapter: then all are resident, and all prompts fit into one step.
         _submit(engine, [[0]] * point.batch, 1)
         while engine.has_work():
