@@ -46,7 +46,7 @@ class Replaced(ManyLora):
 
 
 class WithoutNative(Replaced):
-    """The kernels in torch, which any machine runs. The base products are oneDNN's in either."""
+    """The kernels in torch, which any machine runs. The base products are the same in either."""
 
     def __init__(self, job: Job) -> None:
         if job.dtype == INT8:
