@@ -323,6 +323,7 @@ static void tile_product_of(Rows x, int64_t num_rows, const TileWeight& weight, 
       }
       next.rest();
       std::swap(own.w[0], own.w[1]);
+      asm volatile("" ::: "memory");  // what was taken apart is in memory before tiles are loaded from there
     }
     own.begun = next_task < tasks;
     _tile_release();
