@@ -8,6 +8,7 @@ from collections import Counter, deque
 from collections.abc import Hashable, Iterable, Iterator
 from collections.abc import Sequence as SequenceOf
 from heapq import heapify, heappop, heappush
+from math import exp
 from typing import Generic, TypeVar
 
 from manylora.errors import ConfigError
@@ -65,8 +66,9 @@ class FairShare(Policy):
     free), and output tokens, `output_price` each when they are sampled.
 
     Turns alone would let a tenant that asks for much fill every place before the others come, who then wait until an
-    answer ends. So while there are others, a tenant that has its share of the places (`max_num_seqs` by tenants) takes
-    none of the last `reserved` ones.
+    answer ends. So while there are others, a tenant that has its share of the places (`max_num_seqs` by tenants) and
+    has had its share of what was served lately takes none of the last `reserved` ones. Who asks for little on the whole
+    may have all places when it asks for much at once.
     """
 
     def __init__(self, input_price: float = 1.0, output_price: float = 2.0, reserved: float = 0.2) -> None:
@@ -85,6 +87,7 @@ class FairShare(Policy):
         self.output_price = output_price
         self.reserved = reserved
         self._last_came: dict[str, float] = {}  # by tenant, when its newest request was submitted
+        self._served_lately: Counter[str] = Counter()  # by tenant; what was served earlier counts less
         self._tenants = VirtualCounters()
         self._mixtures: dict[str, VirtualCounters] = {}  # by tenant
 
@@ -101,7 +104,10 @@ class FairShare(Policy):
         mixtures_of = {tenant: _Turns(queues[tenant], self._mixtures[tenant]) for tenant in queues}
         while tenants:
             tenant = tenants.take()
-            has_share = num_running[tenant] * num_tenants >= self._view.max_num_seqs
+            has_share = (
+                num_running[tenant] * num_tenants >= self._view.max_num_seqs
+                and self._served_lately[tenant] * num_tenants >= self._served_lately.total()
+            )
             if num_tenants > 1 and has_share and num_running.total() >= num_open:
                 continue
             mixture = mixtures_of[tenant].take()
@@ -123,6 +129,10 @@ class FairShare(Policy):
         self._view = view
 
     def stepped(self, computed: SequenceOf[Computed], seconds: float) -> None:
+        fading = exp(-seconds / LATELY_S)
+        self._served_lately = Counter(
+            {tenant: fading * served for tenant, served in self._served_lately.items() if served > 1}
+        )
         for one in computed:
             if one.samples:
                 self._charge(one.sequence, self.output_price)
@@ -145,6 +155,7 @@ class FairShare(Policy):
     def _charge(self, sequence: Sequence, amount: float) -> None:
         tenant = sequence.request.tenant
         self._tenants.charge(tenant, amount)
+        self._served_lately[tenant] += amount  # type: ignore[assignment]  # a Counter adds up floats as well
         self._mixtures.setdefault(tenant, VirtualCounters()).charge(_mixture(sequence), amount)
 
 
