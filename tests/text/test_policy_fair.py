@@ -100,6 +100,7 @@ def test_and_within_a_tenant_its_mixtures() -> None:
 def test_shares_are_of_tokens_not_of_requests() -> None:
     long = [Job(0.0, 32, 128, "", "long") for _ in range(60)]
     jobs = long + flood("short", 200, at=0.1)
+    # Long enough that a single long answer, a twentieth or less of a share, does not decide.
     counts = served_until(serve(FairShare(), jobs), 60, "tenant")
     cost = {"long": 32 + 2 * 128, "short": 32 + 2 * 32}
     shares = {tenant: counts[tenant] * cost[tenant] for tenant in cost}

@@ -67,10 +67,7 @@ class Int8Weight:
     def product(self, x: Tensor) -> Tensor:  # [T, D] -> [T, O] fp32
         """y = x W^T + b with the integers of W and of x."""
         O, D = self.shape  # noqa: E741
-        if x.dim() != 2 or x.shape[1] != D or x.device.type != "cpu":
-            raise ConfigError(f"x must be [*, {D}] on the CPU, got {list(x.shape)} on {x.device}")
-        x = x.to(torch.float32)
-        x = x if x.stride(1) == 1 else x.contiguous()
+        x = input_rows(x, D)
         y = torch.empty(len(x), O)
         native._core.int8_product(
             x.data_ptr(), x.stride(0), len(x), self.packed.data_ptr(), self.scale.data_ptr(),
@@ -83,6 +80,14 @@ class Int8Weight:
         O, D = self.shape  # noqa: E741
         strips = self.packed.transpose(1, 2).reshape(-1, self.packed.shape[1] * DEPTH)
         return (strips[:O, :D].float() - ZERO) * self.scale[:, None]
+
+
+def input_rows(x: Tensor, width: int) -> Tensor:
+    """x as float32 [T, width] with neighbouring elements in a row, or a ConfigError."""
+    if x.dim() != 2 or x.shape[1] != width or x.device.type != "cpu":
+        raise ConfigError(f"x must be [*, {width}] on the CPU, got {list(x.shape)} on {x.device}")
+    x = x.to(torch.float32)
+    return x if x.stride(1) == 1 else x.contiguous()
 
 
 def round_weight(weight: Tensor) -> tuple[Tensor, Tensor]:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from manylora.errors import ConfigError, KernelUnavailable
 from manylora.kernels import native
-from manylora.kernels.native.int8 import round_weight
+from manylora.kernels.native.int8 import input_rows, round_weight
 
 TILE_OUTPUTS = 16
 """Outputs of a tile; a strip is two tiles of them."""
@@ -59,10 +59,7 @@ class TileWeight:
     def product(self, x: Tensor) -> Tensor:  # [T, D] -> [T, O] fp32
         """y = x W^T + b; x and sums in float32."""
         O, D = self.shape  # noqa: E741
-        if x.dim() != 2 or x.shape[1] != D or x.device.type != "cpu":
-            raise ConfigError(f"x must be [*, {D}] on the CPU, got {list(x.shape)} on {x.device}")
-        x = x.to(torch.float32)
-        x = x if x.stride(1) == 1 else x.contiguous()
+        x = input_rows(x, D)
         y = torch.empty(len(x), O)
         native._core.tile_product(
             x.data_ptr(), x.stride(0), len(x), self.packed.data_ptr(),
