@@ -160,6 +160,23 @@ def test_nor_does_its_queue_keep_their_adapters_from_being_read(monkeypatch: pyt
     assert by_turns < p95() / 2
 
 
+def test_who_asks_for_little_on_the_whole_may_have_a_burst() -> None:
+    """Places are reserved against the hog: they were refused to whoever had its share of places at the time."""
+
+    class RefusesAnybody(FairShare):
+        def stepped(self, computed, seconds):
+            super().stepped(computed, seconds)
+            self._served_lately.clear()  # so that all have had the same, which is their share
+
+    def last_of_the_burst(policy: Policy) -> float:
+        jobs = flood("hog", 200) + [Job(20.0, 32, 32, "", "small") for _ in range(14)]
+        outcomes = Simulation(policy, max_num_seqs=16, max_batch_tokens=512).run(jobs, deadline_s=None)
+        return max(o.first_token_s or 0.0 for o in outcomes if o.job.tenant == "small")
+
+    assert last_of_the_burst(FairShare(reserved=0.5)) < 5
+    assert last_of_the_burst(RefusesAnybody(reserved=0.5)) > 7
+
+
 def test_a_tenant_alone_has_all_places() -> None:
     jobs = [Job(0.0, 8, 64, "", "alone") for _ in range(16)]
     simulation = Simulation(FairShare(reserved=0.5), max_num_seqs=8)
