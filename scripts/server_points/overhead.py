@@ -1,8 +1,9 @@
 """What the server costs the engine: its thread between steps and the lock it shares, and the throughput that is left.
 
 The trace has, of each step under 64 streams, its begin and end. All that the thread does from one step's end to the
-next one's begin is on behalf of HTTP, but for writing the trace. Inside a step, threads that read requests can hold the
-interpreter's lock only while they run, so their processor time bounds what the step waited for them.
+next one's begin is on behalf of HTTP, but for writing the trace. Inside a step, threads that read requests and send
+answers can hold the interpreter's lock only while they run, so their processor time bounds what the step waited for
+them.
 """
 
 import itertools
@@ -34,7 +35,7 @@ POOL_BYTES = 1 << 30
 BOUND = 0.02
 
 Step = tuple[float, float, int, float, float]
-"""Begin and end, in seconds; outputs; processor time of the reading threads by then; tracing since the step before."""
+"""Begin and end, in seconds; outputs; processor time of the threads for HTTP by then; tracing since the step before."""
 
 
 def lines() -> Iterator[Line]:

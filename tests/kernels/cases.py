@@ -84,10 +84,12 @@ def make_lora_batch(
     rows = [row for segment in segments for row in segment]
     num_rows = max(rows, default=2) + 1 if num_rows is None else num_rows
     dtypes = [row_dtypes[s % len(row_dtypes)] for s in range(len(ranks))]
-    lora_a = [_randn(rng, r, D).div(D**0.5).to(dtype) for r, dtype in zip(ranks, dtypes, strict=True)]
-    lora_b = [_randn(rng, O, r).to(dtype) for r, dtype in zip(ranks, dtypes, strict=True)]
+    of_a = [rank_rows(_randn(rng, r, D).div(D**0.5), dtype) for r, dtype in zip(ranks, dtypes, strict=True)]
+    of_b = [rank_rows(_randn(rng, O, r).T, dtype) for r, dtype in zip(ranks, dtypes, strict=True)]
     pages, (a, b) = store_rank_rows(
-        [lora_a, [b.T for b in lora_b]], page_bytes, rng if shuffle_pages else None
+        [[stored for _, stored in rows_of] for rows_of in (of_a, of_b)],
+        page_bytes,
+        rng if shuffle_pages else None,
     )
     record = Segments(
         rows=torch.tensor(rows, dtype=torch.int32),
@@ -108,9 +110,19 @@ def make_lora_batch(
         h_begin=h_begin,
         h_stride=h_stride,
         scaling=torch.rand(len(ranks), generator=rng) + 0.5,
-        lora_a=lora_a,
-        lora_b=lora_b,
+        lora_a=[values for values, _ in of_a],
+        lora_b=[values.T for values, _ in of_b],
     )
+
+
+def rank_rows(values: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """(the values [rank, width] that a dtype can hold, what is stored for them: of that dtype, or bytes for int8)."""
+    if dtype != torch.int8:
+        return values.to(dtype), values.to(dtype)
+    scale = values.abs().amax(1, keepdim=True) / 127 if len(values) else values.new_empty(0, 1)
+    rounded = (values / scale).round().to(torch.int8)
+    stored = torch.cat([scale.view(torch.uint8), rounded.view(torch.uint8)], dim=1)
+    return rounded.double() * scale.double(), stored
 
 
 def store_rank_rows(

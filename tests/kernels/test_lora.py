@@ -63,7 +63,14 @@ BATCHES: dict[str, dict[str, Any]] = {
     "rank rows of every dtype": {
         "segments": [[i] for i in range(9)],
         "ranks": [6] * 9,
-        "row_dtypes": [torch.float32, torch.bfloat16, torch.float16],
+        "row_dtypes": [torch.float32, torch.bfloat16, torch.float16, torch.int8],
+    },
+    "rank rows of eight bits": {
+        "segments": [[5, 2], [0], [1], [3, 4, 6, 7, 8]],
+        "ranks": [17, 3, 3, 8],
+        "D": 37,
+        "row_dtypes": [torch.int8],
+        "shuffle_pages": True,
     },
 }
 

@@ -25,7 +25,7 @@ def test_an_instruction_set_that_is_not_there_is_refused():
 
 
 @pytest.mark.parametrize("name", test_lora.BATCHES)
-@pytest.mark.parametrize("row_dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("row_dtype", [torch.float32, torch.bfloat16, torch.float16, torch.int8], ids=str)
 def test_lora_of_every_instruction_set(isa, name, row_dtype):
     batch = make_lora_batch(**{**test_lora.BATCHES[name], "row_dtypes": [row_dtype]})
     assert (batch.delta().abs().sum() > 0) == test_lora.has_effect(batch)

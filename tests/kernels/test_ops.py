@@ -197,7 +197,7 @@ def test_segments_check_what_they_are_made_of():
         ConfigError, match=r"must rise from 0 to the number of entries \(3\), got \[0, 4, 3\]"
     ):
         shrink(segments=Segments(right.rows, int32(0, 4, 3), right.weight, right.row_dtype))
-    with pytest.raises(ConfigError, match="so less than 3; got 7"):
+    with pytest.raises(ConfigError, match="so less than 4; got 7"):
         shrink(segments=Segments(right.rows, right.row_start, right.weight, right.row_dtype + 7))
     with pytest.raises(ConfigError, match="must not be negative, got -1"):
         shrink(segments=Segments(right.rows - 1, right.row_start, right.weight, right.row_dtype))

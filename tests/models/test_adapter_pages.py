@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from random import Random
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from manylora.errors import CapacityError
 from manylora.kernels import ROW_DTYPES
+from manylora.kernels.segments import SCALE_BYTES
 from manylora.lora.adapter import Adapter
 from manylora.models.adapter_pages import AdapterPages, ResidentAdapter
 from tests.kernels.cases import POISON
@@ -100,6 +102,35 @@ def test_every_row_is_found_again(adapters: list[Adapter], seed: int) -> None:
     resident, _ = write_scattered(pool, adapters, seed)
     for where, adapter in zip(resident, adapters, strict=True):
         assert check_rows(pool, where, adapter) == 2 * sum(adapter.ranks.values())
+
+
+@settings(deadline=None, max_examples=20)
+@given(adapter=some_adapters)
+def test_rows_of_eight_bits_lie_apart_and_are_the_nearest(adapter: Adapter) -> None:
+    pool = poisoned_pool(NUM_PAGES)
+    pages = AdapterPages(pool, STACKS, torch.int8)
+    image = pages.layout(adapter)
+    resident = pages.write(image, range(image.num_pages))
+    index, begins = resident.index, resident.row_offset
+    assert ROW_DTYPES[index.dtype_code] == torch.int8
+    spans = []
+    for site, pair in adapter.sites.items():
+        m, k = SITES.index(site), stack_of(site)
+        for r in range(pair.rank):
+            first_a = int(index.stack_begin[k] + index.site_column[m])
+            for row, want in (
+                (first_a + r, pair.lora_a[r]),
+                (int(index.site_begin[m]) + r, pair.lora_b[:, r]),
+            ):
+                at = int(begins[row])
+                spans.append((at, at + SCALE_BYTES + len(want)))
+                scale = pool.view(-1)[at : at + SCALE_BYTES].clone().view(torch.float32)
+                got = pool.view(-1)[at + SCALE_BYTES : spans[-1][1]].view(torch.int8).float() * scale
+                assert (got - want.float()).abs().max() <= scale * 0.501
+    assert len(spans) == 2 * sum(adapter.ranks.values())
+    spans.sort()
+    assert all(end <= begin for (_, end), (begin, _) in itertools.pairwise(spans))
+    assert image.num_pages <= AdapterPages(pool, STACKS).layout(adapter).num_pages
 
 
 @settings(deadline=None, max_examples=20)

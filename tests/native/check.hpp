@@ -51,9 +51,14 @@ class Random {
 };
 
 // A value of normal() in a dtype: its bytes at `to`, its value returned. Cut to eight bits of fraction, so that every
-// dtype holds it exactly.
+// dtype holds it exactly; for int8 a whole number, which the scale of its row is still to be multiplied with.
 inline float put(Random& random, DType dtype, uint8_t* to) {
   float value = random.normal();
+  if (dtype == DType::kInt8) {
+    const int8_t whole = static_cast<int8_t>(random.between(-127, 127));
+    std::memcpy(to, &whole, 1);
+    return whole;
+  }
   uint32_t bits;
   std::memcpy(&bits, &value, 4);
   bits &= 0xffff0000;
@@ -97,5 +102,6 @@ void test_rows(const Kernels& kernels, Random& random);
 void test_int8(const Kernels& kernels, Random& random);
 void test_tiles(const Kernels& kernels, Random& random);
 void test_place(Random& random);
+void test_round(Random& random);
 
 }  // namespace manylora::test

@@ -45,13 +45,20 @@ struct Table {
         begin.back()[s] = next;
         if (!is_scattered) at += at % bytes_of(dtype);
         for (int32_t r = 0; r < ranks[s]; r++, next++) {
-          const int64_t room = slot - width * bytes_of(dtype);
+          const int64_t room = slot - row_bytes(dtype, width);
           offset[next] =
               is_scattered ? slots[next] * slot + random.between(0, room / bytes_of(dtype)) * bytes_of(dtype) : at;
-          at += width * bytes_of(dtype);
+          at += row_bytes(dtype, width);
+          float scale = 1.0f;
+          if (dtype == DType::kInt8) {
+            scale = std::ldexp(1.0f, -static_cast<int>(random.between(5, 8)));  // a power of two, so that values are exact
+            std::memcpy(pool.data() + offset[next], &scale, sizeof scale);
+          }
           values.emplace_back(width);
-          for (int64_t i = 0; i < width; i++)
-            values.back()[i] = put(random, dtype, pool.data() + offset[next] + i * bytes_of(dtype));
+          for (int64_t i = 0; i < width; i++) {
+            uint8_t* to = pool.data() + offset[next] + scale_bytes(dtype) + i * bytes_of(dtype);
+            values.back()[i] = put(random, dtype, to) * scale;
+          }
         }
         end.back()[s] = next;
       }
@@ -110,7 +117,7 @@ void test_lora(const Kernels& kernels, Random& random) {
   std::vector<std::vector<int32_t>> rows_of(num_segments);
   for (int64_t s = 0; s < num_segments; s++) {
     ranks.push_back(random_rank(random));
-    dtypes.push_back(static_cast<uint8_t>(random.below(3)));
+    dtypes.push_back(static_cast<uint8_t>(random.below(4)));
     // Some empty, some longer than a task's share; a row may be named twice.
     for (int64_t e = random.below(4) ? random.below(7) : random.below(140); e > 0; e--)
       rows_of[s].push_back(static_cast<int32_t>(random.below(num_rows)));
@@ -176,7 +183,7 @@ void test_lora_at_once(const Kernels& kernels, Random& random) {
   std::vector<uint8_t> dtypes;
   std::vector<std::vector<int32_t>> rows_of(num_segments);
   for (int64_t s = 0, row = 0; s < num_segments; s++) {
-    dtypes.push_back(static_cast<uint8_t>(random.below(3)));
+    dtypes.push_back(static_cast<uint8_t>(random.below(4)));
     for (int64_t e = random.below(3) ? random.below(7) : random.below(80); e > 0 && row < num_rows; e--, row++)
       rows_of[s].push_back(each_row_once ? order[row] : static_cast<int32_t>(random.below(num_rows)));
   }

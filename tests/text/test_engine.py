@@ -6,14 +6,24 @@ import resource
 import threading
 from collections import defaultdict, deque
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
+import torch
+from torch import Tensor
 
-from manylora.errors import AdapterError, AdapterNotFoundError, CapacityError, RequestError
+from manylora.errors import (
+    AdapterError,
+    AdapterNotFoundError,
+    CapacityError,
+    ConfigError,
+    RequestError,
+)
 from manylora.lifecycle import RequestState
 from manylora.lora.adapter import Adapter
 from manylora.lora.library import Library
 from manylora.lora.mixture import MixtureLike
+from manylora.lora.pairs import LoraPair
 from manylora.lora.reader import AdapterRef
 from manylora.models.tiny import tiny_adapter
 from manylora.text import AdapterClustering, Engine, Output, SamplingParams
@@ -45,6 +55,50 @@ def test_a_mixed_batch_equals_merged_models() -> None:
     with engine() as served:
         assert run(served) == WANTED
         assert served.stats().adapter_loads == len(adapters())
+
+
+def test_adapters_of_eight_bits_are_those_whose_rank_rows_were_rounded() -> None:
+    """And nothing beside: an engine that has the rounded adapters in float32 says the same."""
+    rounded = Library()
+    for name, adapter in adapters().items():
+        rounded.add(name, Adapter({site: _rounded(pair) for site, pair in adapter.sites.items()}))
+    with engine(source=rounded) as stored, engine(adapter_dtype="int8") as eight:
+        params = replace(GREEDY, logprobs=3)
+        wanted, got = (one.generate(PROMPTS, params, MIXTURES) for one in (stored, eight))
+        for want, made in zip(wanted, got, strict=True):
+            assert made.token_ids == want.token_ids
+            for a, b in zip(made.logprobs, want.logprobs, strict=True):
+                assert a.sampled == pytest.approx(b.sampled, abs=1e-5)
+        assert eight.stats().pool_bytes.adapters < stored.stats().pool_bytes.adapters
+    assert [c.token_ids for c in got] != [expect(p, None) for p in PROMPTS]
+
+
+def _rounded(pair: LoraPair) -> LoraPair:
+    def rows(matrix: Tensor) -> Tensor:
+        scale = matrix.float().abs().amax(1, keepdim=True) / 127
+        return (matrix.float() / scale).round() * scale
+
+    return LoraPair(rows(pair.lora_a), rows(pair.lora_b.T).T.contiguous(), pair.scaling)
+
+
+def test_keys_and_values_lie_in_the_dtype_asked_for() -> None:
+    with (
+        engine(dtype="float32", debug=False) as wide,
+        engine(dtype="float32", kv_cache_dtype="bfloat16", debug=False) as narrow,
+    ):
+        assert 2 * narrow._pool.layout.page_bytes == wide._pool.layout.page_bytes
+        answers = [run(one) for one in (wide, narrow)]
+    same = [a == b for a, b in zip(*answers, strict=True)]
+    assert sum(same) >= len(same) / 2  # a rounded key moves a near tie
+
+
+def test_a_base_of_eight_bits_has_keys_of_two_bytes() -> None:
+    with engine(dtype="int8") as served:
+        assert served._pool.layout.dtype == torch.bfloat16
+    with pytest.raises(ConfigError, match=r"kv_cache_dtype must be one of .*got 'int4'"):
+        engine(kv_cache_dtype="int4")
+    with pytest.raises(ConfigError, match=r"adapter_dtype must be one of .*got 'float32'"):
+        engine(adapter_dtype="float32")
 
 
 def test_a_warm_engine_finds_no_memory_while_it_runs() -> None:

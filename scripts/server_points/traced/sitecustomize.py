@@ -1,8 +1,8 @@
 """Python runs this file in every process that has its folder on PYTHONPATH: it traces the engine process of a server.
 
 MANYLORA_TRACE names the file. It gets a line for each step that brought something: when the step began and ended, how
-many outputs it brought, the processor time that the threads which read requests had taken by then, and how long tracing
-took after the step before, all in seconds.
+many outputs it brought, the processor time that the threads for HTTP had taken by then, and how long tracing took after
+the step before, all in seconds.
 """
 
 import os
@@ -17,7 +17,7 @@ if "MANYLORA_TRACE" in os.environ and "manylora.server.engine_process" in sys.or
 
     from manylora.text.engine import Engine
 
-    _HTTP_THREADS = ("reader", "intake", "call")
+    _HTTP_THREADS = ("reader", "intake", "call", "sender")
     _trace = open(os.environ["MANYLORA_TRACE"], "a", buffering=1)  # as long as the process
     _step = Engine.step
 

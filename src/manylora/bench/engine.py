@@ -5,6 +5,7 @@ from __future__ import annotations
 from manylora.bench.floor import DecoderCosts, adapter_bytes
 from manylora.models.llama import Llama
 from manylora.text import Engine, Output
+from manylora.text.pool import kv_dtype_of
 
 PACKED = 1.1
 """An adapter's room in pages over its bytes, at most: pages of PAGE_TOKENS waste less."""
@@ -28,7 +29,7 @@ def step(engine: Engine) -> list[Output]:
 
 def token_bytes(model: Llama) -> int:
     """KV of one token."""
-    return DecoderCosts(model.config, model.dtype.itemsize).kv_bytes_per_token
+    return DecoderCosts(model.config, kv_dtype_of(model).itemsize).kv_bytes_per_token
 
 
 def adapter_room(model: Llama, rank: int) -> int:

@@ -15,8 +15,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
+
 from manylora.bench.ceilings import Ceilings
 from manylora.bench.text.workload import Trace, TraceRequest
+from manylora.kernels import bytes_of_row
 from manylora.models.config import LlamaConfig
 from manylora.models.sites import Stack, base_sites, stack_shape
 
@@ -54,9 +57,12 @@ def layer_products(config: LlamaConfig) -> list[tuple[int, int]]:
     return [(shape.out_features, shape.in_features) for shape in shapes]
 
 
-def adapter_bytes(config: LlamaConfig, rank: int) -> int:
-    """Bytes of A and B of a bfloat16 adapter of one rank on all sites."""
-    return 2 * rank * sum(fan_in + fan_out for fan_in, fan_out in base_sites(config).values())
+def adapter_bytes(config: LlamaConfig, rank: int, dtype: str = "bfloat16") -> int:
+    """Bytes of A and B of an adapter of one rank on all sites, as its rank rows lie in the pool."""
+    row_dtype = getattr(torch, dtype)
+    return rank * sum(
+        bytes_of_row(row_dtype, width) for fans in base_sites(config).values() for width in fans
+    )
 
 
 @dataclass(frozen=True)
@@ -107,7 +113,8 @@ def _lora_s(
 ) -> float:
     distinct = {adapter for request in wave for adapter, _ in request.mixture}
     read_s = sum(adapter_bytes[adapter] for adapter in distinct) / _byte_s(ceilings)
-    # Two bytes and two operations a value: a row costs as many operations as its adapters have bytes.
+    # Two operations a value, and a value has two bytes at most: a row costs as many operations as its adapters have
+    # bytes, or more. A floor may be too low.
     row_flops = [sum(adapter_bytes[adapter] for adapter, _ in request.mixture) for request in wave]
     prefill_flops = sum(len(request.prompt) * flops for request, flops in zip(wave, row_flops, strict=True))
     decode_s = max(read_s, sum(row_flops) / _flop_s(ceilings, len(wave)))

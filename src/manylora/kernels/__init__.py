@@ -16,17 +16,21 @@ from manylora.kernels.ops import (
 )
 from manylora.kernels.page_memory import page_memory
 from manylora.kernels.segments import (
+    FLOAT_ROW_DTYPES,
     ROW_DTYPES,
     PlacedRows,
     RankRows,
     Segments,
     SiteRows,
     StackRows,
+    bytes_of_row,
     hidden_layout,
 )
 
 __all__ = [
+    "FLOAT_ROW_DTYPES",
     "ROW_DTYPES",
+    "bytes_of_row",
     "Segments",
     "RankRows",
     "SiteRows",

@@ -83,7 +83,7 @@ class SiluMul(Protocol):
 
 
 class PlaceRows(Protocol):
-    def __call__(self, source: Tensor, image: Tensor, rows: PlacedRows) -> None: ...
+    def __call__(self, source: Tensor, image: Tensor, rows: PlacedRows, dtype: torch.dtype) -> None: ...
 
 
 @dataclass(frozen=True)

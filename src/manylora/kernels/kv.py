@@ -32,6 +32,10 @@ class KvLayout:
     head_dim: int
     dtype: torch.dtype
 
+    def __post_init__(self) -> None:
+        if not self.dtype.is_floating_point:
+            raise ConfigError(f"keys and values are floats, got dtype {self.dtype}")
+
     @cached_property
     def token_dim(self) -> int:
         """Elements of the keys (or values) of one token in one layer."""

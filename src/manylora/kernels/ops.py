@@ -11,7 +11,7 @@ from manylora.errors import ConfigError, KernelUnavailable
 from manylora.kernels import grouped, grouped_attention, native, reference
 from manylora.kernels.backend import COMPUTE_DTYPES, Backend
 from manylora.kernels.kv import KvLayout, PagedSequences
-from manylora.kernels.segments import PlacedRows, RankRows, Segments, StackRows
+from manylora.kernels.segments import FLOAT_ROW_DTYPES, PlacedRows, RankRows, Segments, StackRows
 
 BACKENDS = {
     "grouped": Backend(grouped.lora_shrink, grouped.lora_expand, grouped_attention.paged_attention),
@@ -248,33 +248,41 @@ def silu_mul(
 
 
 def place_rows(
-    source: Tensor,  # [N]  2 or 4 bytes a value, on the host
+    source: Tensor,  # [N]  fp32, bf16 or fp16, on the host
     image: Tensor,  # [num_bytes]  uint8, on the host
     rows: PlacedRows,
     *,
+    dtype: torch.dtype | None = None,
     backend: str | None = None,
 ) -> None:
-    """Copy values of an adapter to where its rank rows lie in the image.
+    """Put values of an adapter where its rank rows lie in the image.
 
+    Args:
+        dtype: None moves them as they are. int8 rounds each row to 127ths of its largest magnitude.
     Raises:
-        ConfigError: a row that does not lie within source and image; a size of values that no adapter has.
+        ConfigError: a row that does not lie within source and image; values, or a dtype, that no rank row has.
         KernelUnavailable: no such backend.
     """
-    if source.itemsize not in (2, 4) or source.device.type != "cpu" or not source.is_contiguous():
+    dtype = source.dtype if dtype is None else dtype
+    if source.dtype not in FLOAT_ROW_DTYPES or source.device.type != "cpu" or not source.is_contiguous():
         raise ConfigError(
-            f"source must be contiguous values of 2 or 4 bytes on a CPU, got {source.dtype} on {source.device}"
+            f"source must be contiguous and one of {FLOAT_ROW_DTYPES} on a CPU, got {source.dtype} on {source.device}"
+        )
+    if dtype not in (source.dtype, torch.int8):
+        raise ConfigError(
+            f"rows of {source.dtype} stay as they are or become torch.int8, got dtype {dtype}"
         )
     if image.dtype != torch.uint8 or image.device.type != "cpu" or not image.is_contiguous():
         raise ConfigError(f"image must be contiguous uint8 on a CPU, got {image.dtype} on {image.device}")
     lowest, source_end = rows.bounds
-    image_end = rows.image_bytes(source.itemsize)
+    image_end = rows.image_bytes(dtype)
     if lowest < 0 or source_end > source.numel() or image_end > image.numel():
         raise ConfigError(
             f"rows from value {lowest} to {source_end} and up to byte {image_end} do not lie in a source of "
             f"{source.numel()} values and an image of {image.numel()} bytes"
         )
     chosen = next(iter(BACKENDS.values())) if backend is None else _named(backend)
-    chosen.place_rows(source, image, rows)
+    chosen.place_rows(source, image, rows, dtype)
 
 
 def _choose(backend: str | None, activations: Tensor) -> Backend:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from manylora.kernels.kv import KvLayout, PagedSequences
-from manylora.kernels.segments import ROW_DTYPES, PlacedRows, RankRows, Segments
+from manylora.kernels.segments import ROW_DTYPES, SCALE_BYTES, PlacedRows, RankRows, Segments, bytes_of_row
 
 
 def lora_shrink(x: Tensor, pages: Tensor, a: RankRows, segments: Segments) -> Tensor:
@@ -48,14 +48,21 @@ def lora_expand(
             y[row] = (y[row].to(compute) + gain * delta).to(y.dtype)
 
 
-def place_rows(source: Tensor, image: Tensor, rows: PlacedRows) -> None:
+def place_rows(source: Tensor, image: Tensor, rows: PlacedRows, dtype: torch.dtype) -> None:
     """One rank row after the other. See ops.place_rows."""
-    values = source.view(torch.uint8).view(-1, source.itemsize)  # [N, itemsize]
     for begin, stride, length, offset in zip(
         rows.begin.tolist(), rows.stride.tolist(), rows.length.tolist(), rows.offset.tolist(), strict=True
     ):
-        row = values[begin : begin + length * stride : stride][:length]
-        image[offset : offset + length * source.itemsize] = row.reshape(-1)
+        row = source[begin : begin + length * stride : stride][:length]
+        row_bytes = row.contiguous().view(torch.uint8) if dtype == source.dtype else _rounded(row.float())
+        image[offset : offset + len(row_bytes)] = row_bytes
+
+
+def _rounded(row: Tensor) -> Tensor:
+    """The bytes of a rank row [W] in int8: its scale, then its values."""
+    scale = row.abs().amax().reshape(1) / 127.0 if row.isfinite().all() else torch.tensor([torch.nan])
+    values = (row / scale).round().clamp(-127, 127) if bool(scale > 0) else torch.zeros_like(row)
+    return torch.cat([scale.view(torch.uint8), values.to(torch.int8).view(torch.uint8)])
 
 
 def paged_attention(
@@ -90,8 +97,14 @@ def _rank_rows(
 ) -> list[Tensor]:
     """The rank rows of segment s, each [width], read from the bytes of the pool."""
     dtype = ROW_DTYPES[int(segments.row_dtype[s])]
-    num_bytes = width * dtype.itemsize
+    num_bytes = bytes_of_row(dtype, width)
     table.check_inside(pages.numel(), segments.row_bytes(width))
     offsets = table.offset[int(table.begin[s]) : int(table.end[s])].tolist()
     # clone, because a tensor may be viewed as a wider dtype only where its storage is aligned to it
-    return [pages.view(-1)[at : at + num_bytes].clone().view(dtype).to(compute) for at in offsets]
+    stored = [pages.view(-1)[at : at + num_bytes].clone() for at in offsets]
+    if dtype != torch.int8:
+        return [row.view(dtype).to(compute) for row in stored]
+    return [
+        row[SCALE_BYTES:].view(dtype).to(compute) * row[:SCALE_BYTES].view(torch.float32).to(compute)
+        for row in stored
+    ]

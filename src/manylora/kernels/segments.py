@@ -21,10 +21,26 @@ from torch import Tensor
 
 from manylora.errors import ConfigError
 
-ROW_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+ROW_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.int8)
 """What a rank row may be stored in. `Segments.row_dtype` holds positions in this tuple."""
 
+FLOAT_ROW_DTYPES = ROW_DTYPES[:3]
+"""Of these an adapter may be, and keys and values."""
+
 ROW_ITEMSIZE = np.array([dtype.itemsize for dtype in ROW_DTYPES], dtype=np.int64)
+
+SCALE_BYTES = 4
+"""A rank row of int8 begins with the float32 that its values are multiplied by."""
+
+_SCALE_BYTES_OF = np.array(
+    [SCALE_BYTES if dtype == torch.int8 else 0 for dtype in ROW_DTYPES], dtype=np.int64
+)
+
+
+def bytes_of_row(dtype: torch.dtype, width: int) -> int:
+    """Bytes of a rank row of `width` values that is stored in this dtype."""
+    index = ROW_DTYPES.index(dtype)
+    return int(width * ROW_ITEMSIZE[index] + _SCALE_BYTES_OF[index])
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,7 +98,7 @@ class Segments:
 
     def row_bytes(self, width: int) -> NDArray[np.int64]:
         """Bytes of one rank row of `width` elements of each segment. [S]"""
-        return width * ROW_ITEMSIZE[self.row_dtype_index]
+        return width * ROW_ITEMSIZE[self.row_dtype_index] + _SCALE_BYTES_OF[self.row_dtype_index]
 
     @cached_property
     def num_rows(self) -> int:
@@ -136,9 +152,11 @@ class PlacedRows:
         lowest = min(int(column.min()) for column in (self.begin, self.stride, self.length, self.offset))
         return lowest, int((self.begin + (self.length - 1) * self.stride).max()) + 1
 
-    def image_bytes(self, itemsize: int) -> int:
-        """Bytes that an image must have at least."""
-        return int((self.offset + self.length * itemsize).max()) if len(self.offset) else 0
+    def image_bytes(self, dtype: torch.dtype) -> int:
+        """Bytes that an image must have at least, of rows stored in this dtype."""
+        if len(self.offset) == 0:
+            return 0
+        return int((self.offset + self.length * dtype.itemsize).max()) + bytes_of_row(dtype, 0)
 
 
 @dataclass(frozen=True, eq=False)

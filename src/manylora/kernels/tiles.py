@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from manylora.kernels.scratch import fetch_room, scratch
-from manylora.kernels.segments import ROW_DTYPES, Segments
+from manylora.kernels.segments import ROW_DTYPES, SCALE_BYTES, Segments, bytes_of_row
 
 TILE_BYTES = 4 << 20
 """Widened rank rows of a tile. Smaller ones cost calls; at 16 MiB they leave the cache and take twice as long."""
@@ -67,7 +67,7 @@ class Tile:
 
     rank_rows: slice  # of RankRows.row_offset
     raw: Tensor  # [num, bytes of a rank row]  uint8
-    narrow: Tensor  # [num, W]  the same in the dtype that they are stored in
+    narrow: Tensor  # [num, W]  their values in the dtype that they are stored in
     wide: Tensor  # [num, W]  widened to the compute dtype; `narrow` itself where that is the same
     products: list[Product]
 
@@ -80,6 +80,10 @@ class Tile:
         torch.index_select(windows, 0, offset, out=self.raw)
         if self.wide is not self.narrow:
             self.wide.copy_(self.narrow)
+        if self.narrow.dtype == torch.int8:
+            # A copy, because bytes may be viewed as floats only where they are aligned to them.
+            scale = self.raw[:, :SCALE_BYTES].contiguous().view(torch.float32)  # [num, 1]
+            self.wide.mul_(scale)
 
 
 def cut_tiles(segments: Segments, rank: NDArray[np.int64], width: int, compute: torch.dtype) -> list[Tile]:
@@ -143,7 +147,7 @@ def _tile(
     num_rows = int(rank[runs[0][0] : runs[-1][1]].sum())
     dtype = ROW_DTYPES[segments.row_dtype_index[runs[0][0]]]
     device = segments.rows.device
-    narrow, wide = fetch_room(segments.kept, (num_rows, width), dtype, compute, device)
+    raw, narrow, wide = _room(segments, num_rows, width, dtype, compute)
     products, row = [], 0
     for begin, end in runs:
         N, n, r = end - begin, int(segments.num_entries[begin]), int(rank[begin])
@@ -153,4 +157,16 @@ def _tile(
         first_row = segments.first_row(entries.start, entries.stop)
         products.append(Product((N, n, r), weights, delta, segments.rows[entries], first_row))
         row += N * r
-    return Tile(slice(first, first + num_rows), narrow.view(torch.uint8), narrow, wide, products)
+    return Tile(slice(first, first + num_rows), raw, narrow, wide, products)
+
+
+def _room(
+    segments: Segments, num_rows: int, width: int, dtype: torch.dtype, compute: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Scratch for rank rows: raw, narrow and wide of a tile."""
+    kept, device = segments.kept, segments.rows.device
+    if dtype != torch.int8:
+        narrow, wide = fetch_room(kept, (num_rows, width), dtype, compute, device)
+        return narrow.view(torch.uint8), narrow, wide
+    raw, wide = fetch_room(kept, (num_rows, bytes_of_row(dtype, width)), torch.uint8, compute, device)
+    return raw, raw[:, SCALE_BYTES:].view(dtype), wide.view(-1)[: num_rows * width].view(num_rows, width)

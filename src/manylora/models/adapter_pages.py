@@ -18,7 +18,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from manylora.kernels import ROW_DTYPES, PlacedRows, place_rows
+from manylora.kernels import ROW_DTYPES, PlacedRows, bytes_of_row, place_rows
 from manylora.lora.adapter import Adapter, AdapterId
 from manylora.lora.pairs import PairTable
 from manylora.memory.rank_rows import place_rank_rows
@@ -81,14 +81,18 @@ class ResidentAdapter:
 class AdapterPages:
     """Lays adapters out for one model and copies them into the pool's pages."""
 
-    def __init__(self, pages: Tensor, stacks: Sequence[Sequence[str]]) -> None:
+    def __init__(
+        self, pages: Tensor, stacks: Sequence[Sequence[str]], row_dtype: torch.dtype | None = None
+    ) -> None:
         """
         Args:
             pages: [num_pages, page_bytes] uint8, the pool, on any device.
             stacks: the sites of the model, grouped by the input they share; the order of sites in a stack is
                 the order of their columns in the stacked product.
+            row_dtype: int8 rounds every rank row as it is laid out. None: as the adapter has it.
         """
         self.pages = pages
+        self.row_dtype = row_dtype
         self.stacks = tuple(tuple(stack) for stack in stacks)
         # Adapters that one recipe made share their table, and then all but their values.
         self._plan = lru_cache(maxsize=MAX_PLANS)(self._plan_for)
@@ -107,7 +111,7 @@ class AdapterPages:
         plan = self._plan(packed.table)
         # numpy's zeros, on this thread alone; see `write`.
         image = torch.from_numpy(np.zeros(plan.num_pages * self.page_bytes, np.uint8))
-        place_rows(packed.buffer, image, plan.rows)
+        place_rows(packed.buffer, image, plan.rows, dtype=self.row_dtype)
         return AdapterImage(
             adapter.identity,
             image.view(plan.num_pages, self.page_bytes),
@@ -158,9 +162,9 @@ class AdapterPages:
                 runs.append(_Run(begin, 1, header.rank, header.rank, header.out_features))
                 site_range[:, m] = num_rows, num_rows + header.rank
                 num_rows += header.rank
-        itemsize = table.dtype.itemsize
+        dtype = self.row_dtype or table.dtype
         placement = place_rank_rows(
-            [(run.num_rows, run.length * itemsize) for run in runs], self.page_bytes
+            [(run.num_rows, bytes_of_row(dtype, run.length)) for run in runs], self.page_bytes
         )
         return _Plan(
             placement.num_pages,
@@ -174,7 +178,7 @@ class AdapterPages:
                 site_end=site_range[1],
                 site_column=column,
                 scaling=scaling,
-                dtype_code=ROW_DTYPES.index(table.dtype),
+                dtype_code=ROW_DTYPES.index(dtype),
             ),
         )
 

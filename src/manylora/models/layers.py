@@ -65,6 +65,11 @@ class BaseProduct(nn.Module):
         self._is_rounded = False
 
     @property
+    def is_rounded(self) -> bool:
+        """Whether the weight is of eight bits."""
+        return self._is_rounded
+
+    @property
     def implementation(self) -> str:
         names = {TileWeight: "tiles", Int8Weight: "int8", _OnednnWeight: "onednn", type(None): "torch"}
         return names[type(self._laid_out)]

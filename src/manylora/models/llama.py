@@ -61,6 +61,11 @@ class Llama(nn.Module):
         return self.embedding.dtype
 
     @property
+    def is_int8(self) -> bool:
+        """Whether the weights of the base products are of eight bits; all else is of `dtype`."""
+        return self.output.is_rounded
+
+    @property
     def device(self) -> torch.device:
         return self.embedding.device
 

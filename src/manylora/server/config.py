@@ -18,7 +18,7 @@ class ServerConfig:
     """Folder or URL (s3://.., https://.., hf://..) that holds adapters; repeatable. Nothing else is ever read."""
 
     dtype: str = "float32"
-    """Of base weights and KV: float32, bfloat16, float16; int8: faster on a CPU, coarser."""
+    """Of base weights and KV: float32, bfloat16, float16; int8: faster on a CPU, coarser, with KV of bfloat16."""
 
     device: str = "cpu"
     """Where to run: cpu, cuda."""

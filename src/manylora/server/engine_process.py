@@ -18,6 +18,7 @@ from collections import deque
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
+from queue import Queue
 from typing import Any
 
 import msgspec
@@ -65,6 +66,9 @@ BASE_INTAKE_THREADS = 4
 CALL_THREADS = 2
 """Calls being worked on at a time."""
 
+MAX_UNSENT = 16
+"""Steps whose outputs wait to be sent."""
+
 NOT_NOW = (
     "an adapter cannot be had now: its root does not answer, or what it sends cannot be stored; ask again later, "
     "or see the server's log for the cause"
@@ -90,6 +94,7 @@ class EngineProcess:
         self._wake = threading.Event()
         self._is_closed = False
         self._answers: deque[str | Refused | Reply] = deque()  # a str: the id of an accepted request
+        self._steps: Queue[Step | None] = Queue(MAX_UNSENT)  # None: no more come
         self._accepting: dict[str, Future[None]] = {}
         self._intake = ThreadPoolExecutor(INTAKE_THREADS, "intake")
         self._base_intake = ThreadPoolExecutor(BASE_INTAKE_THREADS, "base-intake")
@@ -99,18 +104,24 @@ class EngineProcess:
     def run(self) -> None:
         """Serve until the pipe closes."""
         threading.Thread(target=self._read, name="reader", daemon=True).start()
-        while not self._is_closed:
-            # Cleared before looking for work: what comes from now on wakes the thread, or is seen by the step.
-            self._wake.clear()
-            outputs = self._engine.step()
-            is_idle = not self._engine.has_work()
-            self._send(outputs, is_idle)
-            if is_idle and not self._answers:
-                self._wake.wait()
+        sender = threading.Thread(target=self._send_steps, name="sender", daemon=True)
+        sender.start()
+        try:
+            while not self._is_closed:
+                # Cleared before looking for work: what comes from now on wakes the thread, or is seen by the step.
+                self._wake.clear()
+                outputs = self._engine.step()
+                is_idle = not self._engine.has_work()
+                self._report(outputs, is_idle)
+                if is_idle and not self._answers:
+                    self._wake.wait()
+        finally:
+            self._steps.put(None)
+            sender.join()
 
     # -- the main thread
 
-    def _send(self, outputs: list[Output], is_idle: bool) -> None:
+    def _report(self, outputs: list[Output], is_idle: bool) -> None:
         answers = [self._answers.popleft() for _ in range(len(self._answers))]
         now = time.monotonic()
         has_stats = is_idle or now - self._stats_sent >= STATS_INTERVAL_S
@@ -118,17 +129,19 @@ class EngineProcess:
             return
         if has_stats:
             self._stats_sent = now
-        step = Step(
+        # Waits where so many are unsent: a reader that stalls stalls the engine.
+        self._steps.put(self._step_of(outputs, answers, has_stats))
+
+    def _step_of(
+        self, outputs: list[Output], answers: list[str | Refused | Reply], has_stats: bool
+    ) -> Step:
+        return Step(
             accepted=tuple(one for one in answers if isinstance(one, str)),
             refused=tuple(one for one in answers if isinstance(one, Refused)),
             replies=tuple(one for one in answers if isinstance(one, Reply)),
             chunks=tuple(map(self._chunk_of, outputs)),
             stats=self._engine.stats() if has_stats else None,
         )
-        try:
-            self._channel.send(step)
-        except ChannelClosed:
-            self._is_closed = True
 
     def _chunk_of(self, output: Output) -> Chunk:
         """An output as it is sent."""
@@ -163,6 +176,20 @@ class EngineProcess:
             if "://" in prefix.rstrip("/"):
                 message = message.replace(prefix.rstrip("/"), "a remote root")
         return msgspec.structs.replace(info, message=message)
+
+    # -- the sender's thread: the system may give the processor to who receives a frame before `send` returns
+
+    def _send_steps(self) -> None:
+        for step in iter(self._steps.get, None):
+            if self._is_closed:
+                continue  # whoever puts more must not wait: it will see that all is over
+            try:
+                self._channel.send(step)
+            except Exception as error:
+                if not isinstance(error, ChannelClosed):
+                    log.error("outputs that cannot be sent: %s", error, exc_info=error)
+                self._is_closed = True
+                self._wake.set()
 
     # -- the reader's thread
 

@@ -6,10 +6,33 @@ from typing import Any
 
 from manylora.errors import ConfigError
 
+KV_CACHE_DTYPES = ("auto", "float32", "bfloat16", "float16")
+ADAPTER_DTYPES = ("auto", "int8")
+
+
+def kv_dtype_name(dtype: str, kv_cache_dtype: str = "auto") -> str:
+    """What keys and values are stored in.
+
+    Args:
+        dtype: the model's, "int8" where its base products are of eight bits; kv_cache_dtype: as in EngineConfig.
+    """
+    if kv_cache_dtype != "auto":
+        return kv_cache_dtype
+    # Products of eight bits err more than a rounded key does, and half the bytes are read in half the time.
+    return "bfloat16" if dtype == "int8" else dtype
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EngineConfig:
     """How much memory the engine takes and how much it does in a step. Device and dtype are the model's."""
+
+    kv_cache_dtype: str = "auto"
+    """How KV lies in the pool: float32, bfloat16 or float16. auto: as the model computes, but bfloat16 where its base
+    products are int8."""
+
+    adapter_dtype: str = "auto"
+    """How adapters lie in the pool. auto: as in their files; int8: each rank row in eight bits with a scale of its own,
+    in half the memory of two-byte floats."""
 
     pool_bytes: int = 1 << 30
     """Bytes of the one pool, which KV and adapters share."""
@@ -39,6 +62,9 @@ class EngineConfig:
     """After each step check every manager's integrity, and fill free pages with NaN so that a stray read shows."""
 
     def __post_init__(self) -> None:
+        for name, known in (("kv_cache_dtype", KV_CACHE_DTYPES), ("adapter_dtype", ADAPTER_DTYPES)):
+            if getattr(self, name) not in known:
+                raise ConfigError(f"{name} must be one of {list(known)}, got {getattr(self, name)!r}")
         for name in ("pool_bytes", "max_batch_tokens", "max_num_seqs", "max_pending_loads", "load_threads"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")

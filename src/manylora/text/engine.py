@@ -19,6 +19,7 @@ from threading import Lock
 from types import TracebackType
 from typing import Any
 
+import torch
 from torch.profiler import record_function
 
 from manylora.errors import CapacityError, ConfigError, ManyLoraError, OverloadedError, RequestError
@@ -69,7 +70,7 @@ class Engine:
     ) -> None:
         """
         Args:
-            model: on its device, in its dtype; the pool goes to the same device, KV has the same dtype.
+            model: on its device, in its dtype; the pool goes to the same device.
             tokenizer: a transformers fast tokenizer; None serves token ids alone.
             library: where the names in mixtures are looked up.
             policy: the order of admission; first come, first served if None.
@@ -80,6 +81,7 @@ class Engine:
         self.config = config or EngineConfig()
         self._detokenizer = None if tokenizer is None else Detokenizer(tokenizer)
         self._pool = Pool(model, self.config)
+        self._row_dtype = torch.int8 if self.config.adapter_dtype == "int8" else None
         self._intake = Intake(
             model.config,
             tokenizer,
@@ -87,11 +89,12 @@ class Engine:
             num_pages=self._pool.num_pages,
             page_tokens=self._pool.layout.page_tokens,
             page_bytes=self._pool.layout.page_bytes,
+            int8_adapters=self._row_dtype == torch.int8,
         )
         stacks, sites = decoder_stacks(model.config), base_sites(model.config)
         self._loader = AdapterLoader(
             library,
-            AdapterPages(self._pool.pages, stacks),
+            AdapterPages(self._pool.pages, stacks, self._row_dtype),
             self._pool.memory.adapters,
             lambda adapter: check_fits(adapter, sites, model.config.name),
             max_pending=self.config.max_pending_loads,

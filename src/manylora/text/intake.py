@@ -30,6 +30,7 @@ class Intake:
         num_pages: int,
         page_tokens: int,
         page_bytes: int,
+        int8_adapters: bool = False,
     ) -> None:
         self._config = config
         self._tokenizer = tokenizer
@@ -37,6 +38,7 @@ class Intake:
         self._num_pages = num_pages
         self._page_tokens = page_tokens
         self._page_bytes = page_bytes
+        self._int8_adapters = int8_adapters
         self._arrivals = count()
 
     def requests(
@@ -138,8 +140,9 @@ class Intake:
                 f"a prompt of {num_prompt} tokens and {asked or 1} to generate exceed the {self._config.max_position} "
                 f"tokens of the model's context"
             )
-        # What lies in files is about what lies in pages; the scheduler checks again with the exact number.
-        adapter_pages = sum(-(-ref.num_bytes // self._page_bytes) for ref in refs)
+        # What lies in files is about what lies in pages, or twice that and more; the scheduler checks again, exactly.
+        shrinks = 4 if self._int8_adapters else 1
+        adapter_pages = sum(-(-ref.num_bytes // (shrinks * self._page_bytes)) for ref in refs)
         pool_left = (self._num_pages - adapter_pages) * self._page_tokens - num_prompt
         if pool_left < (asked or 1):
             raise CapacityError(

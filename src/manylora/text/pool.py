@@ -9,26 +9,27 @@ from manylora.memory.pages import PageId
 from manylora.memory.unified import MemoryUse, UnifiedMemory
 from manylora.models.config import LlamaConfig
 from manylora.models.llama import Llama
-from manylora.text.config import EngineConfig
+from manylora.text.config import EngineConfig, kv_dtype_name
 
 TOUCH_BYTES = 4096
 """No system's pages are smaller."""
 
 
 class Pool:
-    """Pages for one model, on its device and with KV in its dtype.
+    """Pages for one model, on its device.
 
     Raises:
         ConfigError: the memory given does not hold one page.
     """
 
     def __init__(self, model: Llama, config: EngineConfig) -> None:
+        dtype = kv_dtype_of(model, config.kv_cache_dtype)
         self.layout = KvLayout(
             num_layers=model.config.num_layers,
-            page_tokens=config.page_tokens or page_tokens_of(model.config, model.dtype.itemsize),
+            page_tokens=config.page_tokens or page_tokens_of(model.config, dtype.itemsize),
             num_kv_heads=model.config.num_kv_heads,
             head_dim=model.config.head_dim,
-            dtype=model.dtype,
+            dtype=dtype,
         )
         page_bytes, self.num_pages = self.layout.page_bytes, config.pool_bytes // self.layout.page_bytes
         if self.num_pages < 1:
@@ -56,6 +57,13 @@ class Pool:
         pool = self.memory.pool
         free = [page for page in range(self.num_pages) if pool.refs(PageId(page)) == 0]
         self.pages[torch.tensor(free, dtype=torch.int64, device=self.pages.device)] = 0xFF
+
+
+def kv_dtype_of(model: Llama, kv_cache_dtype: str = "auto") -> torch.dtype:
+    """What keys and values of this model are stored in; kv_cache_dtype as in EngineConfig."""
+    name = "int8" if model.is_int8 else str(model.dtype).removeprefix("torch.")
+    dtype: torch.dtype = getattr(torch, kv_dtype_name(name, kv_cache_dtype))
+    return dtype
 
 
 def page_tokens_of(model: LlamaConfig, kv_itemsize: int) -> int:

@@ -27,8 +27,8 @@ from manylora.models.sites import Stack
 from manylora.text.pool import page_tokens_of
 
 WEIGHT_BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}
-KV_BYTES = {"float32": 4, "bfloat16": 2, "int8": 4}
-"""Of one value; int8 is the base's products alone."""
+KV_BYTES = {"float32": 4, "bfloat16": 2, "int8": 2}
+"""Of one value."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,6 +9,7 @@ from manylora.bench.peers.table import ABLATIONS, PEERS
 from manylora.bench.settings import DTYPES
 from manylora.bench.text.workload import Distribution
 from manylora.errors import ConfigError
+from manylora.text.config import ADAPTER_DTYPES, KV_CACHE_DTYPES, kv_dtype_name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +41,14 @@ class BenchConfig:
     """Adapters that each request names, with weights if more than one."""
 
     dtype: str = "float32"
-    """Of base weights and KV; adapters are bfloat16. int8: of the base's products; all else, peers too, float32."""
+    """Of base weights and KV; adapters are bfloat16. int8: of the base's products, with KV of bfloat16; all else, peers
+    too, float32."""
+
+    kv_cache_dtype: str = "auto"
+    """As the engine's."""
+
+    adapter_dtype: str = "auto"
+    """As the engine's: auto leaves our adapters in bfloat16, int8 rounds them. Peers have them in bfloat16."""
 
     max_batch: int = 128
     """Most requests that our engine runs at a time."""
@@ -85,6 +93,9 @@ class BenchConfig:
             raise ConfigError(f"rank must list ranks of at least 1, got {list(self.rank)}")
         if self.dtype not in DTYPES:
             raise ConfigError(f"unknown dtype '{self.dtype}'; known: {', '.join(DTYPES)}")
+        for name, known in (("kv_cache_dtype", KV_CACHE_DTYPES), ("adapter_dtype", ADAPTER_DTYPES)):
+            if getattr(self, name) not in known:
+                raise ConfigError(f"unknown {name} '{getattr(self, name)}'; known: {', '.join(known)}")
         if unknown := [name for name in self.peers if name not in PEERS]:
             raise ConfigError(f"unknown peers {unknown}; known: none, {', '.join(PEERS)}")
         if unknown := [name for name in self.ablations if name not in ABLATIONS]:
@@ -128,8 +139,18 @@ class BenchConfig:
 
     @property
     def torch_dtype(self) -> str:
-        """Of KV and of everything that is no product of the base."""
+        """Of everything that is no product of the base, in peers of their KV too."""
         return "float32" if self.dtype == "int8" else self.dtype
+
+    @property
+    def kv_dtype(self) -> str:
+        """Of our KV."""
+        return kv_dtype_name(self.dtype, self.kv_cache_dtype)
+
+    @property
+    def row_dtype(self) -> str:
+        """Of our adapters in the pool."""
+        return "bfloat16" if self.adapter_dtype == "auto" else self.adapter_dtype
 
     @property
     def num_threads(self) -> int:

@@ -37,6 +37,10 @@ class Job:
     """Load our adapters before the clock starts, as the peers always do."""
 
     trace: Trace
+    kv_cache_dtype: str = "auto"
+    """Our engine's, as the next."""
+
+    adapter_dtype: str = "auto"
 
     def adapter_folder(self, number: int) -> Path:
         return Path(self.adapters_folder, adapter_name(number))

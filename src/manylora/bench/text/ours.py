@@ -35,7 +35,7 @@ class ManyLora:
 
     def answer(self, trace: Trace) -> RunFigures:
         with make_engine(self.model, Library(self.job.adapters_folder), self.job) as engine:
-            if self.job.resident:
+            if self.job.resident and trace.adapters:
                 run_trace(engine, make_resident(trace))
             return run_trace(engine, trace)
 
@@ -55,6 +55,8 @@ def make_engine(model: Llama, library: Library, job: Job) -> Engine:
         max_num_seqs=job.max_batch,
         max_batch_tokens=max(MAX_BATCH_TOKENS, job.max_batch),
         prefix_caching=False,
+        kv_cache_dtype=job.kv_cache_dtype,
+        adapter_dtype=job.adapter_dtype,
     )
     engine = Engine(model, None, library, config)
     engine.warm_up()

@@ -104,6 +104,8 @@ def _prepared(
             Job(
                 model=config.model,
                 dtype=config.dtype,
+                kv_cache_dtype=config.kv_cache_dtype,
+                adapter_dtype=config.adapter_dtype,
                 threads=config.num_threads,
                 adapters_folder=str(adapters_folder),
                 max_batch=config.max_batch,
@@ -150,10 +152,10 @@ def _peer_order(name: str, worker: Worker, trace: Trace, report: Report) -> RunO
 
 def ample_pool_bytes(config: BenchConfig, model: LlamaConfig, trace: Trace) -> int:
     """Room for every adapter of the trace and for the KV of as many requests as run at a time."""
-    token_bytes = DecoderCosts(model, getattr(torch, config.torch_dtype).itemsize).kv_bytes_per_token
+    token_bytes = DecoderCosts(model, getattr(torch, config.kv_dtype).itemsize).kv_bytes_per_token
     # Each sequence and each adapter ends with a page that is part full, and packing wastes a few per cent.
     page_bytes = 64 * token_bytes
     sequences = min(config.requests, config.max_batch)
     kv_bytes = sequences * ((config.prompt_tokens + config.output_tokens) * token_bytes + page_bytes)
-    sizes = [adapter_bytes(model, config.rank_of(adapter)) for adapter in trace.adapters]
+    sizes = [adapter_bytes(model, config.rank_of(adapter), config.row_dtype) for adapter in trace.adapters]
     return kv_bytes + sum(int(1.1 * size) + page_bytes for size in sizes)

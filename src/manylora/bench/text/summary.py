@@ -107,7 +107,10 @@ def _floors(
     base_figures: Figures,
 ) -> Floors:
     costs = _costs(config, model)
-    sizes = {adapter: adapter_bytes(model, config.rank_of(adapter)) for adapter in trace.adapters}
+    sizes = {
+        adapter: adapter_bytes(model, config.rank_of(adapter), config.row_dtype)
+        for adapter in trace.adapters
+    }
     floor = floor_of(trace, costs, sizes, ceilings, config.max_batch)
     base = floor_of(trace.on_base(), costs, {}, ceilings, config.max_batch)
     return Floors(
@@ -122,4 +125,4 @@ def _floors(
 
 
 def _costs(config: BenchConfig, model: LlamaConfig) -> DecoderCosts:
-    return DecoderCosts(model, getattr(torch, config.torch_dtype).itemsize)
+    return DecoderCosts(model, getattr(torch, config.kv_dtype).itemsize)

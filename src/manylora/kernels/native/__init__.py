@@ -166,12 +166,16 @@ def silu_mul(gate_up: Tensor) -> Tensor:
     return y
 
 
-def place_rows(source: Tensor, image: Tensor, rows: PlacedRows) -> None:
+def place_rows(source: Tensor, image: Tensor, rows: PlacedRows, dtype: torch.dtype) -> None:
     """See ops.place_rows."""
-    _core.place_rows(
-        source.data_ptr(), source.itemsize, image.data_ptr(), len(rows.begin), rows.begin.data_ptr(),
-        rows.stride.data_ptr(), rows.length.data_ptr(), rows.offset.data_ptr(),
+    places = (
+        image.data_ptr(), len(rows.begin), rows.begin.data_ptr(), rows.stride.data_ptr(), rows.length.data_ptr(),
+        rows.offset.data_ptr(),
     )  # fmt: skip
+    if dtype == source.dtype:
+        _core.place_rows(source.data_ptr(), source.itemsize, *places)
+    else:
+        _core.round_rows(source.data_ptr(), _DTYPE_CODE[source.dtype], *places)
 
 
 def _threads() -> int:

@@ -273,6 +273,7 @@ static void attend(Rows q, Rows out, int64_t num_heads, KvPlane plane, Sequences
       case DType::kFloat32: return attend_task<float>(task_list[i], q, out, group, plane, sequences, scale, next);
       case DType::kBFloat16: return attend_task<BFloat16>(task_list[i], q, out, group, plane, sequences, scale, next);
       case DType::kHalf: return attend_task<Half>(task_list[i], q, out, group, plane, sequences, scale, next);
+      case DType::kInt8: return;  // KvLayout lets none through
     }
   });
 }

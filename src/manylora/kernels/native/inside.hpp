@@ -17,12 +17,13 @@ inline bool are_inside(const int64_t* offset, int64_t num_offsets, int64_t first
 inline bool is_inside(int64_t width, const RankRows& a, int64_t num_offsets, const Site* sites, int64_t num_sites,
                       const Segments& segments, int64_t pool_bytes) {
   for (int64_t s = 0; s < segments.count; s++) {
-    if (segments.row_dtype[s] > static_cast<uint8_t>(DType::kHalf)) return false;
-    const int64_t itemsize = bytes_of(static_cast<DType>(segments.row_dtype[s]));
-    if (!are_inside(a.offset, num_offsets, a.begin[s], a.end[s], width * itemsize, pool_bytes)) return false;
+    if (segments.row_dtype[s] > static_cast<uint8_t>(DType::kInt8)) return false;
+    const DType dtype = static_cast<DType>(segments.row_dtype[s]);
+    if (!are_inside(a.offset, num_offsets, a.begin[s], a.end[s], row_bytes(dtype, width), pool_bytes)) return false;
     for (int64_t i = 0; i < num_sites; i++) {
       const Site& site = sites[i];
-      if (!are_inside(a.offset, num_offsets, site.begin[s], site.end[s], site.width * itemsize, pool_bytes)) return false;
+      const int64_t bytes = row_bytes(dtype, site.width);
+      if (!are_inside(a.offset, num_offsets, site.begin[s], site.end[s], bytes, pool_bytes)) return false;
       const int64_t last = static_cast<int64_t>(site.h_column[s]) + (site.end[s] - site.begin[s]);
       if (site.h_column[s] < 0 || last > a.end[s] - a.begin[s]) return false;
     }

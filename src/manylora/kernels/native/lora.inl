@@ -21,18 +21,30 @@ constexpr int kEntryBlock = 32;  // entries of a task: a long prompt is shared a
 constexpr int kAllRankRows = 1 << 30;
 
 template <class T>
+constexpr bool kHasScale = std::is_same_v<T, int8_t>;
+
+// The values of a rank row.
+template <class T>
 static inline const T* rank_row(const RankRows& table, int64_t index) {
-  return reinterpret_cast<const T*>(table.pages + table.offset[index]);
+  return reinterpret_cast<const T*>(table.pages + table.offset[index] + (kHasScale<T> ? sizeof(float) : 0));
+}
+
+// What the values of a rank row are to be multiplied by; it stands before them.
+static inline float scale_of(const int8_t* row) {
+  float scale;
+  std::memcpy(&scale, row - sizeof scale, sizeof scale);
+  return scale;
 }
 
 // Columns from..end of rank rows first..last, as far as they follow one another in memory; nearly always all of them do.
 static Ahead rows_ahead(const RankRows& table, int64_t first, int64_t last, int64_t width, DType dtype, int64_t from,
                         int64_t end) {
   if (first == last) return {};
-  const int64_t bytes = bytes_of(dtype), begin = table.offset[first];
+  const int64_t begin = table.offset[first], stride = row_bytes(dtype, width);
   int64_t count = 1;
-  while (first + count < last && table.offset[first + count] == begin + count * width * bytes) count++;
-  return {table.pages + begin + from * bytes, (end - from) * bytes, width * bytes, count};
+  while (first + count < last && table.offset[first + count] == begin + count * stride) count++;
+  const int64_t skipped = from == 0 ? 0 : row_bytes(dtype, from);
+  return {table.pages + begin + skipped, row_bytes(dtype, end) - skipped, stride, count};
 }
 
 // Calls work with a null pointer to the type that the rank rows of segment s are stored in.
@@ -42,6 +54,7 @@ static inline void with_dtype(const Segments& segments, int64_t s, const Work& w
     case DType::kFloat32: return work(static_cast<const float*>(nullptr));
     case DType::kBFloat16: return work(static_cast<const BFloat16*>(nullptr));
     case DType::kHalf: return work(static_cast<const Half*>(nullptr));
+    case DType::kInt8: return work(static_cast<const int8_t*>(nullptr));
   }
 }
 
@@ -74,6 +87,8 @@ static void dot_products(const float* const* x, const T* const* a, int64_t width
       MANYLORA_UNROLL for (int r = 0; r < R; r += 4) sum_four(total[e] + r, h + e * h_stride + r);
     else
       MANYLORA_UNROLL for (int r = 0; r < R; r++) h[e * h_stride + r] = sum(total[e][r]);
+    if constexpr (kHasScale<T>)
+      MANYLORA_UNROLL for (int r = 0; r < R; r++) h[e * h_stride + r] *= scale_of(a[r]);
   }
 }
 
@@ -208,7 +223,10 @@ static void expand_entries(Rows y, const RankRows& table, int64_t first, int64_t
       to[e] = y.data + row[e] * y.stride;
       const float* values = h + (entry + e) * h_stride;
       const float factor = weight[entry + e] * scaling;
-      for (int64_t r = 0; r < rank; r++) gain[e * rank + r] = values[r] * factor;
+      for (int64_t r = 0; r < rank; r++) {
+        gain[e * rank + r] = values[r] * factor;
+        if constexpr (kHasScale<T>) gain[e * rank + r] *= scale_of(b[r]);
+      }
     }
     if (four)
       expand_rows<T, 4>(to, gain.data(), rank, b.data(), from, end, ahead);

@@ -158,6 +158,22 @@ NB_MODULE(_core, m) {
       },
       free_gil);
   m.def(
+      "round_rows",
+      [](A source, int dtype, A image, I count, A begin, A stride, A length, A offset) {
+        const auto round = [&](const auto* values) {
+          round_rows(values, at<uint8_t>(image), count, at<const int64_t>(begin), at<const int64_t>(stride),
+                     at<const int64_t>(length), at<const int64_t>(offset));
+        };
+        switch (static_cast<DType>(dtype)) {
+          case DType::kFloat32: return round(at<const float>(source));
+          case DType::kBFloat16: return round(at<const BFloat16>(source));
+          case DType::kHalf: return round(at<const Half>(source));
+          case DType::kInt8: break;
+        }
+        throw std::invalid_argument("values to round must be floats");
+      },
+      free_gil);
+  m.def(
       "int8_product",
       [](A x, I x_stride, I num_rows, A packed, A scale, A bias, I outputs, I inputs, A y, I y_stride,
          int threads) {

@@ -70,6 +70,18 @@ static inline Vec load(const Half* from) {
 #endif
 }
 
+static inline Vec load(const int8_t* from) {
+#if defined(__AVX512F__)
+  return (Vec)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from))));
+#elif defined(__AVX2__)
+  return (Vec)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from))));
+#else
+  Vec v;
+  for (int i = 0; i < kLanes; i++) v[i] = from[i];
+  return v;
+#endif
+}
+
 // The first `count` < kLanes elements, zeros behind them; nothing behind them is read.
 template <class T>
 static inline Vec load_part(const T* from, int64_t count) {
@@ -87,6 +99,7 @@ struct Pair {
 
 static inline Pair load_pair(const float* from) { return {load(from), load(from + kLanes)}; }
 static inline Pair load_pair(const Half* from) { return {load(from), load(from + kLanes)}; }
+static inline Pair load_pair(const int8_t* from) { return {load(from), load(from + kLanes)}; }
 
 // Those at even places, then those at odd ones: a shift and a mask for what in order takes two conversions and two shifts.
 static inline Pair load_pair(const BFloat16* from) {

@@ -14,10 +14,15 @@ struct Half {
   uint16_t bits;
 };
 
-// Position in manylora.kernels.ROW_DTYPES.
-enum class DType : uint8_t { kFloat32 = 0, kBFloat16 = 1, kHalf = 2 };
+// Position in manylora.kernels.ROW_DTYPES. Keys and values are never kInt8.
+enum class DType : uint8_t { kFloat32 = 0, kBFloat16 = 1, kHalf = 2, kInt8 = 3 };
 
-constexpr int64_t bytes_of(DType dtype) { return dtype == DType::kFloat32 ? 4 : 2; }
+constexpr int64_t bytes_of(DType dtype) { return dtype == DType::kFloat32 ? 4 : dtype == DType::kInt8 ? 1 : 2; }
+
+// Bytes before the values of a rank row: one of eight bits begins with the float that its values are multiplied by.
+constexpr int64_t scale_bytes(DType dtype) { return dtype == DType::kInt8 ? sizeof(float) : 0; }
+
+constexpr int64_t row_bytes(DType dtype, int64_t width) { return scale_bytes(dtype) + width * bytes_of(dtype); }
 
 // See manylora.kernels.Segments.
 struct Segments {
