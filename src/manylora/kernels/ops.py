@@ -123,7 +123,7 @@ def add_lora(
         ConfigError: a shape, dtype, index or byte offset that does not fit the others.
         KernelUnavailable: no such backend, or none for this dtype.
     """
-    # A step makes four calls a layer, and those of the next step are mostly the same: what fitted once is not asked again.
+    # A step makes four calls a layer, and the next step mostly the same ones: what fitted once is not asked again.
     activations = (x.shape, y.shape, x.dtype, y.dtype, y.device, backend)
     fitting = stack.kept.get("fitting")
     if (
