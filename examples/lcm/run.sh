@@ -2,7 +2,7 @@
 # Distils the icons base's acceleration into a LoRA and measures it: ./run.sh [STEP...], STEP one of
 #   sweep      the teacher's guidance: KID of its pictures at 32 steps, by scale; done before distilling
 #   distill    the LoRA
-#   phased     the other objective: LoRAs for 4 steps and for 1, deterministic; phased-4 and phased-1 make one each
+#   phased     the other objective: LoRAs for 4, for 2 and for 1 step, deterministic; phased-4 and so on make one each
 #   rank-4     the LCM-LoRA at rank 4 from the start
 #   full       all weights of the UNet instead, for comparison
 #   steps      few steps with and without the LoRA, beside samplers that need no training
@@ -33,11 +33,11 @@ distill() {
         --seed 0 --runs-dir runs/icons/lora-runs "$@"
 }
 
-# A train step of lcm takes 6 passes of the UNet for each picture (a backward pass is two), one of these 3 and 2 for each
-# solver step of a phase: 11 and 19. 550 and 320 of them cost as much as the thousand of lcm.
-phased() { # steps that the LoRA is for, solver steps, train steps
-    distill --objective phased --phases "$1" --num-solver-steps "$2" --num-steps "$3" --precision bf16 \
-        --learning-rate 1e-3 --out "runs/icons/loras/phased-$1" # its target does not move, so it bears more than lcm
+# With one teacher step a train step takes as many passes of the UNet as one of lcm: 6 for each picture, a backward pass
+# counted as two.
+phased() { # steps that the LoRA is for, solver steps
+    distill --objective phased --phases "$1" --num-solver-steps "$2" --teacher-steps 1 --precision bf16 \
+        --learning-rate 1e-3 --out "runs/icons/loras/phased-$1"
 }
 
 made() { # of these LoRAs, those that are there, joined by commas
@@ -59,15 +59,16 @@ for step in "$@"; do
     case $step in
         sweep) bench --table sweep --num-seeds 3 --guidances 1,1.5,2,2.5,3 ;;
         distill) distill --out runs/icons/loras/lcm ;;
-        phased) phased 4 16 550 && phased 1 8 320 ;;
-        phased-4) phased 4 16 550 ;;
-        phased-1) phased 1 8 320 ;;
+        phased) phased 4 48 && phased 2 32 && phased 1 32 ;;
+        phased-4) phased 4 48 ;;
+        phased-2) phased 2 32 ;;
+        phased-1) phased 1 32 ;;
         rank-4) distill --rank 4 --out runs/icons/loras/lcm-rank-4 ;;
         full) distill --full --out runs/icons/pipeline-lcm ;;
         steps)
             full=()
             [ ! -d runs/icons/pipeline-lcm ] || full=(--full runs/icons/pipeline-lcm)
-            bench --table steps --num-seeds 5 --train-data icons/data/train --phased "$(made phased-4 phased-1)" \
+            bench --table steps --num-seeds 5 --train-data icons/data/train --phased "$(made phased-4 phased-2 phased-1)" \
                 "${full[@]}"
             ;;
         universal)
@@ -85,7 +86,7 @@ for step in "$@"; do
                 --out runs/icons/maps
             ;;
         *)
-            echo "unknown step '$step'; known: sweep distill phased phased-4 phased-1 rank-4 full steps ranks weights universal" >&2
+            echo "unknown step '$step'; known: sweep distill phased phased-4 phased-2 phased-1 rank-4 full steps ranks weights universal" >&2
             exit 1
             ;;
     esac
