@@ -58,6 +58,17 @@ static inline void with_dtype(const Segments& segments, int64_t s, const Work& w
   }
 }
 
+// Calls work with what as many entries share a pass over the rank rows: up to four, a constant.
+template <class Work>
+static inline void with_count(int count, const Work& work) {
+  switch (count) {
+    case 1: return work(std::integral_constant<int, 1>());
+    case 2: return work(std::integral_constant<int, 2>());
+    case 3: return work(std::integral_constant<int, 3>());
+    default: return work(std::integral_constant<int, 4>());
+  }
+}
+
 // ---- shrink
 
 // h[e][r] = x[e] . a[r] for E rows, arranged for T and padded with zeros to whole pairs, and R rank rows.
@@ -95,7 +106,8 @@ static void dot_products(const float* const* x, const T* const* a, int64_t width
 template <class T, int E>
 static void shrink_rows(const float* const* x, const T* const* a, int rank, int64_t width, float* h, int64_t h_stride,
                         Ahead& ahead) {
-  constexpr int kMany = E == 1 ? 8 : 4;  // as many sums at a time as the processor can keep under way
+  // As many sums at a time as the processor can keep under way, and has registers for.
+  constexpr int kMany = E == 1 || (E == 2 && kLanes == 16) ? 8 : 4;
   int r = 0;
   for (; r + kMany <= rank; r += kMany) dot_products<T, E, kMany>(x, a + r, width, h + r, h_stride, ahead);
   for (; r + 2 <= rank; r += 2) dot_products<T, E, 2>(x, a + r, width, h + r, h_stride, ahead);
@@ -133,15 +145,13 @@ static void shrink_entries(Rows x, int64_t width, const RankRows& table, int64_t
     const int64_t after = first + rank, end = after + kRankBlock < last ? after + kRankBlock : last;
     Ahead ahead = after < last ? rows_ahead(table, after, end, width, dtype, 0, width) : then;
     ahead.spread_over((rank + 7) / 8 * (width / (2 * kLanes)));
-    int e = 0;
-    for (; e + 4 <= count; e += 4) {
-      const float* const from = first_row + e * padded;
-      const float* const four[4] = {from, from + padded, from + 2 * padded, from + 3 * padded};
-      shrink_rows<T, 4>(four, a, rank, width, h + e * h_stride, h_stride, ahead);
-    }
-    for (; e < count; e++) {
-      const float* const one = first_row + e * padded;
-      shrink_rows<T, 1>(&one, a, rank, width, h + e * h_stride, h_stride, ahead);
+    for (int e = 0; e < count; e += 4) {
+      const int left = count - e < 4 ? count - e : 4;
+      const float* some[4];
+      for (int i = 0; i < left; i++) some[i] = first_row + (e + i) * padded;
+      with_count(left, [&](auto together) {
+        shrink_rows<T, together.value>(some, a, rank, width, h + e * h_stride, h_stride, ahead);
+      });
     }
   }
 }
@@ -180,7 +190,7 @@ static int64_t add_products(float* const* y, const float* gain, int64_t rank, co
 template <class T, int E>
 static void expand_rows(float* const* y, const float* gain, int64_t rank, const T* const* b, int64_t from, int64_t end,
                         Ahead& ahead) {
-  if constexpr (E == 1) from = add_products<T, E, 4>(y, gain, rank, b, from, end, ahead);
+  if constexpr (E <= 2) from = add_products<T, E, 4>(y, gain, rank, b, from, end, ahead);
   from = add_products<T, E, 2>(y, gain, rank, b, from, end, ahead);
   from = add_products<T, E, 1>(y, gain, rank, b, from, end, ahead);
   if (from == end) return;
@@ -213,11 +223,12 @@ static void expand_entries(Rows y, const RankRows& table, int64_t first, int64_t
   for (int64_t r = 0; r < rank; r++) b[r] = rank_row<T>(table, first + r);
   ahead.spread_over(rank * ((end - from) / (8 * kLanes) + 1));
   for (int entry = 0; entry < count;) {
-    // Four rows share each rank row that is read; unless they are the same row, which must be added to in turn.
+    // Up to four rows share each rank row that is read; unless one is there twice, which must be added to in turn.
     const int32_t* row = rows + entry;
-    const bool four = entry + 4 <= count && row[0] != row[1] && row[0] != row[2] && row[0] != row[3] &&
-                      row[1] != row[2] && row[1] != row[3] && row[2] != row[3];
-    const int together = four ? 4 : 1;
+    int together = count - entry < 4 ? count - entry : 4;
+    for (int e = 1; e < together; e++)
+      for (int other = 0; other < e; other++)
+        if (row[e] == row[other]) together = 1;
     float* to[4];
     for (int e = 0; e < together; e++) {
       to[e] = y.data + row[e] * y.stride;
@@ -228,10 +239,9 @@ static void expand_entries(Rows y, const RankRows& table, int64_t first, int64_t
         if constexpr (kHasScale<T>) gain[e * rank + r] *= scale_of(b[r]);
       }
     }
-    if (four)
-      expand_rows<T, 4>(to, gain.data(), rank, b.data(), from, end, ahead);
-    else
-      expand_rows<T, 1>(to, gain.data(), rank, b.data(), from, end, ahead);
+    with_count(together, [&](auto rows_at_once) {
+      expand_rows<T, rows_at_once.value>(to, gain.data(), rank, b.data(), from, end, ahead);
+    });
     entry += together;
   }
 }
