@@ -165,7 +165,13 @@ def text_row(spent_s: float, dtype: str) -> str:
         "forced": False,
         "peers": {},
         "config": {
-            **text_records.USUAL, "adapters": 128, "rank": [8], "distribution": "uniform", "dtype": dtype
+            **text_records.USUAL,
+            "adapters": 128,
+            "rank": [8],
+            "distribution": "uniform",
+            "resident": True,
+            "adapter_dtype": {"float32": "auto", "int8": "int8"}[dtype],
+            "dtype": dtype,
         },
         "steps": {"decode": {"spent_s": 5.0, "other_s": 1.0, "base": part, "lora": lora, "attention": part}},
     }  # fmt: skip

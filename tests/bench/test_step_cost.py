@@ -67,10 +67,10 @@ def test_a_step_is_counted_by_hand():
     assert StepWork.of(sized("small"), Point(5, 100, 4), "float32").rank_rows == 2.5 * work.rank_rows
 
 
-def test_weights_of_eight_bits_are_a_quarter_and_kv_stays():
+def test_weights_of_eight_bits_are_a_quarter_and_kv_a_half():
     point = Point(2, 10, 1)
     full, eight = (StepWork.of(sized("small"), point, dtype) for dtype in ("float32", "int8"))
-    assert (eight.weights, eight.kv) == (full.weights / 4, full.kv)
+    assert (eight.weights, eight.kv) == (full.weights / 4, full.kv / 2)
 
 
 def test_sizes_go_through_a_record():
