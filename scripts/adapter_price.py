@@ -2,7 +2,7 @@
 
 The four example adapters, on held-out questions of their tasks. Each is asked for every token of the right answer,
 given what stands before it: perplexity of the answers, and how often the most likely token is the same as without
-rounding.
+rounding. A right token that is not among the 20 most likely counts as the last of them, in every way alike.
 """
 
 import math

@@ -95,7 +95,6 @@ def _adapters(records: Path, pictures: Path) -> list[str]:
         "resident": True,
         "dtype": "float32",
         "distribution": "uniform",
-        "adapter_dtype": "auto",
     }
     rows = [newest(folder=records, adapters=number, **same) for number in numbers]
     measured = [row for row in rows if row is not None]

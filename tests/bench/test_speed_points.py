@@ -66,7 +66,6 @@ def row(*, peers=None, without=None, day="2026-01-01", toll=0.1, **config: Any) 
         "config": {
             **text_records.USUAL,
             "resident": not without,
-            "adapter_dtype": "auto",
             "repeats": 3,
             "adapters": 128,
             "rank": [8],

@@ -65,6 +65,13 @@ BATCHES: dict[str, dict[str, Any]] = {
         "ranks": [6] * 9,
         "row_dtypes": [torch.float32, torch.bfloat16, torch.float16, torch.int8],
     },
+    "one rank row of eight bits": {
+        "segments": [[0, 1]],
+        "ranks": [1],
+        "D": 37,
+        "O": 37,
+        "row_dtypes": [torch.int8],
+    },
     "rank rows of eight bits": {
         "segments": [[5, 2], [0], [1], [3, 4, 6, 7, 8]],
         "ranks": [17, 3, 3, 8],

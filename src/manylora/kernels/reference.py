@@ -60,7 +60,8 @@ def place_rows(source: Tensor, image: Tensor, rows: PlacedRows, dtype: torch.dty
 
 def _rounded(row: Tensor) -> Tensor:
     """The bytes of a rank row [W] in int8: its scale, then its values."""
-    scale = row.abs().amax().reshape(1) / 127.0 if row.isfinite().all() else torch.tensor([torch.nan])
+    largest = row.abs().max().reshape(1) if len(row) else torch.zeros(1)
+    scale = largest / 127.0 if row.isfinite().all() else torch.tensor([torch.nan])
     values = (row / scale).round().clamp(-127, 127) if bool(scale > 0) else torch.zeros_like(row)
     return torch.cat([scale.view(torch.uint8), values.to(torch.int8).view(torch.uint8)])
 

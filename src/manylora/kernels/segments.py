@@ -39,8 +39,12 @@ _SCALE_BYTES_OF = np.array(
 
 def bytes_of_row(dtype: torch.dtype, width: int) -> int:
     """Bytes of a rank row of `width` values that is stored in this dtype."""
-    index = ROW_DTYPES.index(dtype)
-    return int(width * ROW_ITEMSIZE[index] + _SCALE_BYTES_OF[index])
+    return width * dtype.itemsize + scale_bytes(dtype)
+
+
+def scale_bytes(dtype: torch.dtype) -> int:
+    """Bytes of a rank row before its values."""
+    return SCALE_BYTES if dtype == torch.int8 else 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,7 +160,7 @@ class PlacedRows:
         """Bytes that an image must have at least, of rows stored in this dtype."""
         if len(self.offset) == 0:
             return 0
-        return int((self.offset + self.length * dtype.itemsize).max()) + bytes_of_row(dtype, 0)
+        return int((self.offset + self.length * dtype.itemsize).max()) + scale_bytes(dtype)
 
 
 @dataclass(frozen=True, eq=False)

@@ -81,8 +81,9 @@ class Tile:
         if self.wide is not self.narrow:
             self.wide.copy_(self.narrow)
         if self.narrow.dtype == torch.int8:
-            # A copy, because bytes may be viewed as floats only where they are aligned to them.
-            scale = self.raw[:, :SCALE_BYTES].contiguous().view(torch.float32)  # [num, 1]
+            # Copied, because bytes may be viewed as floats only where they are aligned to them.
+            scale = self.raw[:, :SCALE_BYTES].clone(memory_format=torch.contiguous_format)
+            scale = scale.view(-1).view(torch.float32).view(-1, 1)  # [num, 1]
             self.wide.mul_(scale)
 
 

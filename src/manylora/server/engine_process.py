@@ -17,8 +17,9 @@ import time
 from collections import deque
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
-from queue import Queue
+from queue import Full, Queue
 from typing import Any
 
 import msgspec
@@ -69,6 +70,9 @@ CALL_THREADS = 2
 MAX_UNSENT = 16
 """Steps whose outputs wait to be sent."""
 
+FLUSH_S = 5.0
+"""Longest that the end waits for them."""
+
 NOT_NOW = (
     "an adapter cannot be had now: its root does not answer, or what it sends cannot be stored; ask again later, "
     "or see the server's log for the cause"
@@ -95,6 +99,8 @@ class EngineProcess:
         self._is_closed = False
         self._answers: deque[str | Refused | Reply] = deque()  # a str: the id of an accepted request
         self._steps: Queue[Step | None] = Queue(MAX_UNSENT)  # None: no more come
+        self._unsendable: Exception | None = None
+        """Why a step's outputs could not be made a frame."""
         self._accepting: dict[str, Future[None]] = {}
         self._intake = ThreadPoolExecutor(INTAKE_THREADS, "intake")
         self._base_intake = ThreadPoolExecutor(BASE_INTAKE_THREADS, "base-intake")
@@ -116,8 +122,12 @@ class EngineProcess:
                 if is_idle and not self._answers:
                     self._wake.wait()
         finally:
-            self._steps.put(None)
-            sender.join()
+            # Not for ever: a receiver that stalls must not keep a failure from being told.
+            with suppress(Full):
+                self._steps.put(None, timeout=FLUSH_S)
+                sender.join(FLUSH_S)
+        if self._unsendable is not None:
+            raise self._unsendable
 
     # -- the main thread
 
@@ -186,8 +196,7 @@ class EngineProcess:
             try:
                 self._channel.send(step)
             except Exception as error:
-                if not isinstance(error, ChannelClosed):
-                    log.error("outputs that cannot be sent: %s", error, exc_info=error)
+                self._unsendable = None if isinstance(error, ChannelClosed) else error
                 self._is_closed = True
                 self._wake.set()
 

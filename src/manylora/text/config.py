@@ -14,7 +14,8 @@ def kv_dtype_name(dtype: str, kv_cache_dtype: str = "auto") -> str:
     """What keys and values are stored in.
 
     Args:
-        dtype: the model's, "int8" where its base products are of eight bits; kv_cache_dtype: as in EngineConfig.
+        dtype: the model's; "int8" where its base products are of eight bits.
+        kv_cache_dtype: as in EngineConfig.
     """
     if kv_cache_dtype != "auto":
         return kv_cache_dtype
@@ -24,7 +25,14 @@ def kv_dtype_name(dtype: str, kv_cache_dtype: str = "auto") -> str:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EngineConfig:
-    """How much memory the engine takes and how much it does in a step. Device and dtype are the model's."""
+    """How much memory the engine takes, what lies in it, and how much is done in a step. Device and dtype of what is
+    computed are the model's."""
+
+    pool_bytes: int = 1 << 30
+    """Bytes of the one pool, which KV and adapters share."""
+
+    page_tokens: int | None = None
+    """Tokens whose KV one page holds; None chooses for the model's shapes, so that adapters waste little."""
 
     kv_cache_dtype: str = "auto"
     """How KV lies in the pool: float32, bfloat16 or float16. auto: as the model computes, but bfloat16 where its base
@@ -33,12 +41,6 @@ class EngineConfig:
     adapter_dtype: str = "auto"
     """How adapters lie in the pool. auto: as in their files; int8: each rank row in eight bits with a scale of its own,
     in half the memory of two-byte floats."""
-
-    pool_bytes: int = 1 << 30
-    """Bytes of the one pool, which KV and adapters share."""
-
-    page_tokens: int | None = None
-    """Tokens whose KV one page holds; None chooses for the model's shapes, so that adapters waste little."""
 
     max_batch_tokens: int = 512
     """Most tokens in one forward pass, of prefill and decode together."""

@@ -140,16 +140,22 @@ class Intake:
                 f"a prompt of {num_prompt} tokens and {asked or 1} to generate exceed the {self._config.max_position} "
                 f"tokens of the model's context"
             )
-        # What lies in files is about what lies in pages, or twice that and more; the scheduler checks again, exactly.
-        shrinks = 4 if self._int8_adapters else 1
-        adapter_pages = sum(-(-ref.num_bytes // (shrinks * self._page_bytes)) for ref in refs)
-        pool_left = (self._num_pages - adapter_pages) * self._page_tokens - num_prompt
+        # What lies in files is about what lies in pages; of adapters that are rounded, about half or a quarter is, as
+        # they have two or four bytes a value. Refused is what cannot fit even so; the scheduler checks again, exactly.
+        most, least = (
+            self._pages_of(refs, shrinks) for shrinks in ((2, 4) if self._int8_adapters else (1, 1))
+        )
+        pool_left = (self._num_pages - least) * self._page_tokens - num_prompt
         if pool_left < (asked or 1):
             raise CapacityError(
-                f"a prompt of {num_prompt} tokens, {asked or 1} to generate and adapters of {adapter_pages} pages can "
+                f"a prompt of {num_prompt} tokens, {asked or 1} to generate and adapters of {least} pages can "
                 f"never fit: the whole pool has {self._num_pages} pages of {self._page_tokens} tokens or "
                 f"{self._page_bytes} bytes; ask for less, or give the pool more memory"
             )
         # A page less for each adapter and the last token, since the estimate may be short by so much.
-        spare = (1 + len(refs)) * self._page_tokens if asked is None else 0
+        spare = (1 + len(refs) + most - least) * self._page_tokens if asked is None else 0
         return asked or max(1, min(context_left, pool_left - spare))
+
+    def _pages_of(self, refs: list[AdapterRef], shrinks: int) -> int:
+        """Pages of adapters of which one byte in `shrinks` is left."""
+        return sum(-(-ref.num_bytes // (shrinks * self._page_bytes)) for ref in refs)

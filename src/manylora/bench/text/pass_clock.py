@@ -16,7 +16,6 @@ import numpy as np
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
-from manylora.kernels.segments import ROW_ITEMSIZE
 from manylora.models.config import LlamaConfig
 from manylora.models.layers import BaseProduct
 from manylora.models.llama import Attention, Llama, LoraHook
@@ -156,11 +155,14 @@ def lora_work(batch: LoraBatch, model: LlamaConfig) -> tuple[int, int]:
     """(bytes of the rank rows of a batch, each adapter's once; multiplications and additions) of one pass."""
     tables, segments = batch.adapters, batch.segments
     shapes = [stack_shape(model, stack) for stack in Stack]
-    values = np.zeros(segments.num_segments, dtype=np.int64)  # of A and B of each segment
+    values, num_bytes = np.zeros((2, segments.num_segments), dtype=np.int64)  # of A and B of each segment
     for stack, rank in enumerate(tables.stack_rank.T):
-        values += rank * shapes[stack % len(shapes)].in_features
+        width = shapes[stack % len(shapes)].in_features
+        values += rank * width
+        num_bytes += rank * segments.row_bytes(width)
     widths = [end - begin for shape in shapes for begin, end in shape.columns] * model.num_layers
     for width, rows in zip(widths, tables.site_rows, strict=True):
-        values += 0 if rows is None else rows.rank * width
-    num_bytes = values @ ROW_ITEMSIZE[segments.row_dtype_index]
-    return int(num_bytes), int(2 * values @ segments.num_entries)
+        if rows is not None:
+            values += rows.rank * width
+            num_bytes += rows.rank * segments.row_bytes(width)
+    return int(num_bytes.sum()), int(2 * values @ segments.num_entries)

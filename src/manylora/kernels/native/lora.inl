@@ -295,7 +295,7 @@ static void shrink(Rows x, int64_t width, RankRows a, Segments segments, float* 
   });
 }
 
-// The columns of a site that one of several threads owns; bounds fall on whole cache lines of two-byte floats.
+// The columns of a site that one of several threads owns; bounds fall on whole cache lines of two-byte floats that begin at one.
 struct Columns {
   int64_t from, end;
 };

@@ -50,7 +50,7 @@ inline float as_float(Half value) {
 }
 
 // The same with values of eight bits: from `offset[i]` on stands the float that they are to be multiplied by, a 127th of
-// the row's largest magnitude, and then the values, to the nearest. A row with a value that is not finite becomes NaN.
+// the row's largest magnitude, and then the values, to the nearest. The scale of a row is NaN if a value is not finite.
 template <class Value>
 void round_rows(const Value* source, uint8_t* image, int64_t count, const int64_t* begin, const int64_t* stride,
                 const int64_t* length, const int64_t* offset) {
