@@ -27,14 +27,13 @@ ROW_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.int8)
 FLOAT_ROW_DTYPES = ROW_DTYPES[:3]
 """Of these an adapter may be, and keys and values."""
 
-ROW_ITEMSIZE = np.array([dtype.itemsize for dtype in ROW_DTYPES], dtype=np.int64)
-
 SCALE_BYTES = 4
 """A rank row of int8 begins with the float32 that its values are multiplied by."""
 
-_SCALE_BYTES_OF = np.array(
-    [SCALE_BYTES if dtype == torch.int8 else 0 for dtype in ROW_DTYPES], dtype=np.int64
-)
+
+def scale_bytes(dtype: torch.dtype) -> int:
+    """Bytes of a rank row before its values."""
+    return SCALE_BYTES if dtype == torch.int8 else 0
 
 
 def bytes_of_row(dtype: torch.dtype, width: int) -> int:
@@ -42,9 +41,7 @@ def bytes_of_row(dtype: torch.dtype, width: int) -> int:
     return width * dtype.itemsize + scale_bytes(dtype)
 
 
-def scale_bytes(dtype: torch.dtype) -> int:
-    """Bytes of a rank row before its values."""
-    return SCALE_BYTES if dtype == torch.int8 else 0
+_ITEMSIZE, _SCALE_BYTES = np.array([(d.itemsize, scale_bytes(d)) for d in ROW_DTYPES], dtype=np.int64).T
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,7 +99,7 @@ class Segments:
 
     def row_bytes(self, width: int) -> NDArray[np.int64]:
         """Bytes of one rank row of `width` elements of each segment. [S]"""
-        return width * ROW_ITEMSIZE[self.row_dtype_index] + _SCALE_BYTES_OF[self.row_dtype_index]
+        return width * _ITEMSIZE[self.row_dtype_index] + _SCALE_BYTES[self.row_dtype_index]
 
     @cached_property
     def num_rows(self) -> int:

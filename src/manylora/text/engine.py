@@ -81,7 +81,7 @@ class Engine:
         self.config = config or EngineConfig()
         self._detokenizer = None if tokenizer is None else Detokenizer(tokenizer)
         self._pool = Pool(model, self.config)
-        self._row_dtype = torch.int8 if self.config.adapter_dtype == "int8" else None
+        row_dtype = torch.int8 if self.config.adapter_dtype == "int8" else None
         self._intake = Intake(
             model.config,
             tokenizer,
@@ -89,12 +89,12 @@ class Engine:
             num_pages=self._pool.num_pages,
             page_tokens=self._pool.layout.page_tokens,
             page_bytes=self._pool.layout.page_bytes,
-            int8_adapters=self._row_dtype == torch.int8,
+            int8_adapters=row_dtype is not None,
         )
         stacks, sites = decoder_stacks(model.config), base_sites(model.config)
         self._loader = AdapterLoader(
             library,
-            AdapterPages(self._pool.pages, stacks, self._row_dtype),
+            AdapterPages(self._pool.pages, stacks, row_dtype),
             self._pool.memory.adapters,
             lambda adapter: check_fits(adapter, sites, model.config.name),
             max_pending=self.config.max_pending_loads,

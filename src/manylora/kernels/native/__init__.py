@@ -184,9 +184,7 @@ def _threads() -> int:
 
 def _float_rows(x: Tensor) -> Tensor:
     """x itself where it is float32 with rows of neighbouring elements, else a copy that is."""
-    if x.dtype is torch.float32 and x.stride(1) == 1:
-        return x
-    x = x.to(torch.float32)
+    x = x if x.dtype is torch.float32 else x.to(torch.float32)
     return x if x.stride(1) == 1 or x.shape[1] == 1 else x.contiguous()
 
 
