@@ -41,7 +41,8 @@ def bytes_of_row(dtype: torch.dtype, width: int) -> int:
     return width * dtype.itemsize + scale_bytes(dtype)
 
 
-_ITEMSIZE, _SCALE_BYTES = np.array([(d.itemsize, scale_bytes(d)) for d in ROW_DTYPES], dtype=np.int64).T
+_ITEMSIZE = np.array([dtype.itemsize for dtype in ROW_DTYPES], dtype=np.int64)
+_SCALE_BYTES = np.array([scale_bytes(dtype) for dtype in ROW_DTYPES], dtype=np.int64)
 
 
 @dataclass(frozen=True, eq=False)
