@@ -138,9 +138,6 @@ def add_lora(
     if chosen.add_lora is not None:
         chosen.add_lora(y, x, pages, stack, segments)
         return
-    if stack.kept.get("checked") is not segments:
-        stack.check(segments, pages.numel(), x.shape[1])
-        stack.kept["checked"] = segments
     h = chosen.shrink(x, pages, stack.a, segments)
     begins, stride = stack.hidden(segments)
     for site, h_begin in zip(stack.sites, begins, strict=True):
@@ -328,6 +325,8 @@ def _check_lora(
         begin, end = site.columns
         if not 0 <= begin < end <= y.shape[1]:
             raise ConfigError(f"a site has columns {begin}:{end} of a y with {y.shape[1]}")
+    if chosen.add_lora is None:  # who does both at once looks there itself, without Python
+        stack.check(segments, pages.numel(), x.shape[1])
     return chosen
 
 
