@@ -66,9 +66,13 @@ def test_our_own_figures(answers, tiny_model, adapters_folder):
 
 def test_resident_adapters_are_not_loaded_within_the_time(tiny_model, adapters_folder):
     job = job_of(tiny_model, adapters_folder, trace_of(7), resident=True)
-    figures = ManyLora(job).run(ORDER)
+    ours = ManyLora(job)
+    figures = ours.run(ORDER)
     assert figures.adapter_loads == 0
     assert figures.distinct_adapters_per_step > 1
+    assert (
+        ours.run(RunOrder(base_only=True)).distinct_adapters_per_step == 0
+    )  # and none are there to be made resident
 
 
 def test_mixtures_agree_too(tiny_model, adapters_folder):

@@ -17,9 +17,11 @@ from manylora.lora.formats import save_peft
 from manylora.lora.library import Library
 from manylora.lora.patience import MAX_LATE
 from manylora.models.tiny import tiny_adapter, tiny_config
-from manylora.server import adapter_calls
+from manylora.server import adapter_calls, engine_process
+from manylora.server.adapter_calls import AdapterCalls
+from manylora.server.channel import ChannelClosed
 from manylora.server.engine_client import EngineClient, EngineError
-from manylora.server.engine_process import INTAKE_THREADS
+from manylora.server.engine_process import INTAKE_THREADS, EngineProcess
 from manylora.server.messages import UNAVAILABLE, Step
 from manylora.text import Engine, SamplingParams
 from tests.lora.remote_servers import FolderServer
@@ -574,3 +576,54 @@ def test_an_answer_that_takes_too_long_is_not_waited_for(monkeypatch: pytest.Mon
             assert await client.names() == []
 
     run(test(one))
+
+
+class Pipe:
+    """A channel whose frames meet `send`, and by which nothing comes until it is closed."""
+
+    def __init__(self, send: Callable[[Step], None]) -> None:
+        self.send = send
+        self.closed = threading.Event()
+
+    def receive(self) -> NoReturn:
+        self.closed.wait()
+        raise ChannelClosed
+
+
+def process_of(engine: Engine, pipe: Pipe) -> EngineProcess:
+    return EngineProcess(engine, AdapterCalls(engine, library(), (), 1), pipe)  # type: ignore[arg-type]
+
+
+def test_a_frame_that_cannot_be_made_ends_the_process_with_its_reason() -> None:
+    def refuse(step: Step) -> None:
+        raise TypeError("no frame holds this")
+
+    pipe = Pipe(refuse)
+    with engine() as served, pytest.raises(TypeError, match="no frame holds this"):
+        process_of(served, pipe).run()
+    pipe.closed.set()
+
+
+def test_a_receiver_that_stalls_does_not_keep_a_failure_from_being_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(engine_process, "FLUSH_S", 0.1)
+    stalled, released = threading.Event(), threading.Event()
+
+    def stall(step: Step) -> None:
+        stalled.set()
+        released.wait()
+
+    def crash() -> NoReturn:
+        stalled.wait()
+        raise IndexError("a crash")
+
+    pipe = Pipe(stall)
+    with engine() as served:
+        monkeypatch.setattr(served, "step", crash)
+        process = process_of(served, pipe)
+        process._steps.put(Step())  # which the sender takes, and stalls over
+        with pytest.raises(IndexError, match="a crash"):
+            process.run()
+    pipe.closed.set()
+    released.set()

@@ -83,6 +83,18 @@ def _rounded(pair: LoraPair) -> LoraPair:
     return LoraPair(rows(pair.lora_a), rows(pair.lora_b.T).T.contiguous(), pair.scaling)
 
 
+def test_without_a_limit_a_request_gets_what_the_pool_has_beside_its_rounded_adapter() -> None:
+    source, pages = Library(), 100  # less than the context
+    source.add("wide", tiny_adapter(CONFIG, rank=64, dtype=torch.bfloat16, seed=1))
+    params = SamplingParams(temperature=0, ignore_eos=True)
+    with engine(num_pages=pages, source=source, adapter_dtype="int8") as served:
+        (done,) = served.generate([[1, 2, 3]], params, ["wide"])
+        adapter_pages = served.stats().pool_bytes.adapters // served._pool.layout.page_bytes
+    assert done.error is None
+    assert 10 < adapter_pages < pages / 2
+    assert len(done.token_ids) > (pages - 3 * adapter_pages) * PAGE_TOKENS
+
+
 def test_keys_and_values_lie_in_the_dtype_asked_for() -> None:
     with (
         engine(dtype="float32", debug=False) as wide,

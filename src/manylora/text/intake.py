@@ -140,11 +140,9 @@ class Intake:
                 f"a prompt of {num_prompt} tokens and {asked or 1} to generate exceed the {self._config.max_position} "
                 f"tokens of the model's context"
             )
-        # What lies in files is about what lies in pages; of adapters that are rounded, about half or a quarter is, as
-        # they have two or four bytes a value. Refused is what cannot fit even so; the scheduler checks again, exactly.
-        most, least = (
-            self._pages_of(refs, shrinks) for shrinks in ((2, 4) if self._int8_adapters else (1, 1))
-        )
+        # What lies in files is about what lies in pages; of adapters that are rounded, a quarter at least. Refused is
+        # what cannot fit even so; the scheduler checks again, exactly.
+        most, least = (self._pages_of(refs, shrinks) for shrinks in (1, 4 if self._int8_adapters else 1))
         pool_left = (self._num_pages - least) * self._page_tokens - num_prompt
         if pool_left < (asked or 1):
             raise CapacityError(
