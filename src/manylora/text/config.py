@@ -7,7 +7,10 @@ from typing import Any
 from manylora.errors import ConfigError
 
 KV_CACHE_DTYPES = ("auto", "float32", "bfloat16", "float16")
+"""What `EngineConfig.kv_cache_dtype` may be."""
+
 ADAPTER_DTYPES = ("auto", "int8")
+"""What `EngineConfig.adapter_dtype` may be."""
 
 
 def kv_dtype_name(dtype: str, kv_cache_dtype: str = "auto") -> str:
