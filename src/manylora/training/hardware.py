@@ -37,11 +37,12 @@ def make_accelerator(device: Device, precision: Precision) -> "Accelerator":
 
 def describe_environment(device: torch.device) -> dict[str, str | int]:
     """Versions and hardware that a run's bits depend on."""
-    packages = ("torch", "transformers", "peft", "accelerate")
+    packages = ("transformers", "peft", "accelerate")
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
     return {
         "manylora": __version__,
         "python": platform.python_version(),
+        "torch": torch.__version__,  # names the build as well, which its package's version may not
         **{package: version(package) for package in packages},
         "device": f"{device.type} ({name})",
         "threads": torch.get_num_threads(),
