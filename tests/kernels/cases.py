@@ -47,7 +47,7 @@ class LoraBatch:
     def stack(self) -> StackRows:
         """The site as the only one of its stack."""
         first = torch.zeros(len(self.scaling), dtype=torch.int32)
-        return StackRows(self.a, (SiteRows((0, self.y.shape[1]), self.b, first, self.scaling),))
+        return StackRows.of(self.a, [SiteRows((0, self.y.shape[1]), self.b, first, self.scaling)])
 
     def double(self) -> LoraBatch:
         """The same batch with float64 activations, for an answer of higher precision."""

@@ -261,7 +261,7 @@ def test_a_stack_is_added_at_once(segments, dtype, backend):
     x = sites[0].x.float()
     y = torch.ones(len(x), 110)
 
-    add_lora(y, x, pages, StackRows(a, tuple(rows)), sites[0].segments, backend=backend)
+    add_lora(y, x, pages, StackRows.of(a, rows), sites[0].segments, backend=backend)
 
     want = torch.zeros(y.shape, dtype=torch.float64)
     for row, site in zip(rows, sites, strict=True):

@@ -12,6 +12,7 @@ from manylora.kernels import (
     PagedSequences,
     RankRows,
     Segments,
+    StackRows,
     add_lora,
     available_backends,
     lora_expand,
@@ -50,7 +51,7 @@ def at_once(**changes):
 def site(**changes):
     """The stack of `at_once` with another site."""
     batch = make_lora_batch(segments=[[0, 1], [2]], ranks=[4, 3])
-    return replace(batch.stack, sites=(replace(batch.stack.sites[0], **changes),))
+    return StackRows.of(batch.a, [replace(batch.stack.sites[0], **changes)])
 
 
 def attention(lengths=((5, 1), (3, 2)), **changes):
@@ -236,7 +237,22 @@ def test_a_site_in_another_table_is_refused():
     stack = make_lora_batch(segments=[[0]], ranks=[4]).stack
     b = stack.sites[0].b
     with pytest.raises(ConfigError, match="must be in the table of the stack"):
-        replace(stack, sites=(replace(stack.sites[0], b=RankRows(b.offset.clone(), b.begin, b.end)),))
+        StackRows.of(stack.a, [replace(stack.sites[0], b=RankRows(b.offset.clone(), b.begin, b.end))])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"b_end": torch.zeros(1, 3, dtype=torch.int32)}, r"b_end must be \[1, 2\] .*got \[1, 3\]"),
+        ({"h_column": torch.zeros(1, 2, dtype=torch.int64)}, r"h_column must be .*int32.*got .*int64"),
+        ({"scaling": torch.ones(2, 2)[:, :1].T}, r"scaling must be \[1, 2\] torch.float32, contiguous"),
+        ({"columns": ((0, 20), (20, 40))}, r"b_begin must be \[2, 2\]"),
+    ],
+)
+def test_tables_of_a_stack_that_do_not_fit_are_refused(changes, message):
+    stack = make_lora_batch(segments=[[0, 1], [2]], ranks=[4, 3]).stack
+    with pytest.raises(ConfigError, match=message):
+        replace(stack, **changes)
 
 
 @pytest.mark.parametrize("backend", available_backends())

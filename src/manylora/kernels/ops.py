@@ -320,9 +320,7 @@ def _check_lora(
     if (x.dtype == torch.float64) != (y.dtype == torch.float64):
         raise ConfigError(f"x and y must both be torch.float64 or neither, got {x.dtype} and {y.dtype}")
     _check_per_segment("a", stack.a.begin, segments)
-    for site in stack.sites:
-        _check_per_segment("b", site.b.begin, segments)
-        begin, end = site.columns
+    for begin, end in stack.columns:
         if not 0 <= begin < end <= y.shape[1]:
             raise ConfigError(f"a site has columns {begin}:{end} of a y with {y.shape[1]}")
     if chosen.add_lora is None:  # who does both at once looks there itself, without Python
@@ -348,5 +346,5 @@ def _check_rows(name: str, tensor: Tensor, segments: Segments) -> None:
 def _check_per_segment(name: str, tensor: Tensor, segments: Segments) -> None:
     if tensor.shape[0] != segments.num_segments:
         raise ConfigError(
-            f"{name} has {len(tensor)} values, but there are {segments.num_segments} segments"
+            f"{name} has {tensor.shape[0]} values, but there are {segments.num_segments} segments"
         )

@@ -10,9 +10,10 @@ every call of it, so whatever a backend derives from them is kept on them. Do no
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -172,7 +173,7 @@ class RankRows:
     def __post_init__(self) -> None:
         check_index("RankRows.offset", self.offset, torch.int64)
         check_index("RankRows.begin", self.begin, torch.int32)
-        check_index("RankRows.end", self.end, torch.int32, len(self.begin))
+        check_index("RankRows.end", self.end, torch.int32, self.begin.shape[0])
 
     @cached_property
     def rank(self) -> NDArray[np.int64]:
@@ -235,15 +236,50 @@ class SiteRows:
 
 @dataclass(frozen=True, eq=False)
 class StackRows:
-    """The rank rows of sites that share their input: one shrink serves them all, each has an expand of its own."""
+    """The rank rows of N sites that share their input: one shrink serves them all, each has an expand of its own.
+
+    A step has one of these for each stack of the model, so it is made of few tensors, all of them views.
+    """
 
     a: RankRows  # of all sites, [sum of their ranks, D] of each segment
-    sites: tuple[SiteRows, ...]  # those that an adapter of the batch has
+    columns: tuple[tuple[int, int], ...]  # of y, of each site
+    b_begin: Tensor  # [N, S]  int32, RankRows.begin of each site, in the table of `a`
+    b_end: Tensor  # [N, S]  int32
+    h_column: Tensor  # [N, S]  int32, where the site begins in an entry's h
+    scaling: Tensor  # [N, S]  fp32, alpha / rank of each segment's adapter
 
     def __post_init__(self) -> None:
-        for site in self.sites:
-            if site.b.offset is not self.a.offset:
+        shape = (len(self.columns), self.a.begin.shape[0])
+        for name in ("b_begin", "b_end", "h_column", "scaling"):
+            tensor, dtype = getattr(self, name), torch.float32 if name == "scaling" else torch.int32
+            if tensor.shape != shape or tensor.dtype != dtype or not tensor.is_contiguous():
+                raise ConfigError(
+                    f"StackRows.{name} must be {list(shape)} {dtype}, contiguous, got {list(tensor.shape)} {tensor.dtype}"
+                )
+
+    @classmethod
+    def of(cls, a: RankRows, sites: Sequence[SiteRows]) -> Self:
+        """Put the tables of single sites together."""
+        for site in sites:
+            if site.b.offset is not a.offset:
                 raise ConfigError("the rank rows of a stack's sites must be in the table of the stack")
+        return cls(
+            a,
+            tuple(site.columns for site in sites),
+            torch.stack([site.b.begin for site in sites]),
+            torch.stack([site.b.end for site in sites]),
+            torch.stack([site.h_column for site in sites]),
+            torch.stack([site.scaling for site in sites]),
+        )
+
+    @cached_property
+    def sites(self) -> tuple[SiteRows, ...]:
+        """Each site by itself."""
+        tables = zip(self.columns, self.b_begin, self.b_end, self.h_column, self.scaling, strict=True)
+        return tuple(
+            SiteRows(columns, RankRows(self.a.offset, begin, end), h_column, scaling)
+            for columns, begin, end, h_column, scaling in tables
+        )
 
     def check(self, segments: Segments, pool_bytes: int, width: int) -> None:
         """Refuse rank rows that do not lie in the pool, and sites whose rank rows are not among those of the stack.
@@ -292,7 +328,7 @@ def hidden_layout(a: RankRows, segments: Segments) -> tuple[Tensor, Tensor]:
 
 def check_index(name: str, tensor: Tensor, dtype: torch.dtype, length: int | None = None) -> None:
     """Refuse an index tensor that is not contiguous, one-dimensional, of this dtype and, where given, this length."""
-    right = tensor.dim() == 1 and tensor.dtype == dtype and (length is None or len(tensor) == length)
+    right = tensor.dim() == 1 and tensor.dtype == dtype and (length is None or tensor.shape[0] == length)
     if not right or not tensor.is_contiguous():
         wanted = "[*]" if length is None else f"[{length}]"
         strides = "" if tensor.is_contiguous() else f" of strides {tensor.stride()}"

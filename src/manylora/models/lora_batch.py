@@ -8,13 +8,15 @@ Letters: S segments (one resident adapter each), L entries (row, adapter), K sta
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from manylora.kernels import RankRows, Segments, SiteRows, StackRows, ops
+from manylora.kernels import RankRows, Segments, StackRows, ops
 from manylora.lora.adapter import AdapterId
 from manylora.models.adapter_pages import ResidentAdapter
 
@@ -44,65 +46,51 @@ class AdapterSet:
     """
 
     def __init__(
-        self, adapters: Sequence[ResidentAdapter], site_stack: npt.NDArray[np.int64], device: torch.device
+        self, adapters: Sequence[ResidentAdapter], site_begin: Sequence[int], device: torch.device
     ) -> None:
         """
         Args:
             adapters: one per segment, in order.
-            site_stack: [M], the stack of each site; the sites of a stack follow one another.
+            site_begin: [K + 1], the sites of stack k are site_begin[k]:site_begin[k + 1].
         """
         # Kept, so that no adapter made later can be taken for one of these.
         self.adapters = tuple(adapters)
-        self.site_stack = site_stack
-        self.device = device
         index = [adapter.index for adapter in adapters]
         sizes = [len(adapter.row_offset) for adapter in adapters]
-        first_row = (np.cumsum(sizes) - sizes)[:, None]  # of each adapter in the joint table
-        row_offset = torch.from_numpy(np.concatenate([a.row_offset for a in adapters])).to(device)
+        first_row = np.cumsum(sizes) - sizes  # of each adapter in the joint table
 
-        def rank_rows(
-            begin: npt.NDArray[np.int64],  # [S, K] or [S, M]
-            end: npt.NDArray[np.int64],
-        ) -> list[RankRows | None]:
-            num_rows = (end - begin).sum(axis=0)
-            begins = self.columns(first_row + begin, np.int32)
-            ends = self.columns(first_row + end, np.int32)
-            return [
-                RankRows(row_offset, b, e) if n else None
-                for b, e, n in zip(begins, ends, num_rows, strict=True)
-            ]
+        def table(values: list[npt.NDArray[Any]], dtype: type, added: npt.NDArray[np.int64] | int = 0) -> Tensor:
+            """[*, S] on the device, from a row for each adapter."""
+            return torch.from_numpy((np.stack(values, axis=1) + added).astype(dtype)).to(device)
 
-        stack_begin, stack_end = (
-            np.stack([i.stack_begin for i in index]),
-            np.stack([i.stack_end for i in index]),
-        )
-        self.stack_rank = stack_end - stack_begin  # [S, K]
         self.row_dtype = np.array([i.dtype_code for i in index], dtype=np.uint8)  # [S]
-        self.stack_rows = rank_rows(stack_begin, stack_end)  # [K]; None: no adapter touches the stack
-        self.site_rows = rank_rows(  # [M]
-            np.stack([i.site_begin for i in index]), np.stack([i.site_end for i in index])
-        )
-        self._h_column = self.columns(np.stack([i.site_column for i in index]), np.int32)  # [M] of [S]
-        self._scaling = self.columns(np.stack([i.scaling for i in index]), np.float32)  # [M] of [S]
-
+        self.stack_rank = np.stack([i.stack_end - i.stack_begin for i in index])  # [S, K]
+        self.site_rank = np.stack([i.site_end - i.site_begin for i in index])  # [S, M]
+        self.touches: list[bool] = self.stack_rank.any(axis=0).tolist()  # [K]
+        self._first_site = site_begin
+        # A step asks for every stack, and adapters that meet anew make all of this new: whole tables, cut as asked for.
+        self._row_offset = torch.from_numpy(np.concatenate([a.row_offset for a in adapters])).to(device)
+        self._a_begin = table([i.stack_begin for i in index], np.int32, first_row)  # [K, S]
+        self._a_end = table([i.stack_end for i in index], np.int32, first_row)
+        self._b_begin = table([i.site_begin for i in index], np.int32, first_row)  # [M, S]
+        self._b_end = table([i.site_end for i in index], np.int32, first_row)
+        self._h_column = table([i.site_column for i in index], np.int32)
+        self._scaling = table([i.scaling for i in index], np.float32)
         self._stacks: dict[int, StackRows] = {}
 
     def stack(self, stack: int, columns: Columns) -> StackRows | None:
         """What the kernels read of a stack whose sites have these columns; None: no adapter touches it."""
-        a = self.stack_rows[stack]
-        if a is not None and stack not in self._stacks:
-            members = range(*np.searchsorted(self.site_stack, [stack, stack + 1]).tolist())
-            sites = (
-                SiteRows(its, b, self._h_column[m], self._scaling[m])
-                for m, its in zip(members, columns, strict=True)
-                if (b := self.site_rows[m]) is not None
+        if stack not in self._stacks and self.touches[stack]:
+            sites = slice(self._first_site[stack], self._first_site[stack + 1])
+            self._stacks[stack] = StackRows(
+                RankRows(self._row_offset, self._a_begin[stack], self._a_end[stack]),
+                tuple(columns),
+                self._b_begin[sites],
+                self._b_end[sites],
+                self._h_column[sites],
+                self._scaling[sites],
             )
-            self._stacks[stack] = StackRows(a, tuple(sites))
         return self._stacks.get(stack)
-
-    def columns(self, values: npt.NDArray[np.generic], dtype: type) -> list[Tensor]:
-        """The columns of [S, *] values as tensors of [S], views of one transfer to the device."""
-        return list(torch.from_numpy(np.ascontiguousarray(values.T.astype(dtype))).to(self.device))
 
 
 class LoraBatch:
@@ -142,7 +130,7 @@ class LoraBatch:
 
     def touches(self, stack: int) -> bool:
         """Whether any adapter of the batch has a site in this stack."""
-        return self._adapters.stack_rows[stack] is not None
+        return self._adapters.touches[stack]
 
 
 class LoraBatchBuilder:
@@ -154,7 +142,7 @@ class LoraBatchBuilder:
 
     def __init__(self, pages: Tensor, stacks: Sequence[Sequence[str]]) -> None:
         self._pages = pages
-        self._site_stack = np.repeat(np.arange(len(stacks)), [len(stack) for stack in stacks])
+        self._first_site = [0, *accumulate(len(stack) for stack in stacks)]
         self._adapters: AdapterSet | None = None
         self._batch: LoraBatch | None = None
         self._ranges: list[list[RowRange]] = []
@@ -174,7 +162,7 @@ class LoraBatchBuilder:
         # Compared as objects: an adapter that was evicted and loaded again lies elsewhere.
         adapters, ranges = tuple(resident[identity] for identity, _ in used), [rows for _, rows in used]
         if self._adapters is None or self._adapters.adapters != adapters:
-            self._adapters = AdapterSet(adapters, self._site_stack, self._pages.device)
+            self._adapters = AdapterSet(adapters, self._first_site, self._pages.device)
             self._batch = None
         if self._batch is None or self._ranges != ranges:
             segments = _segments(ranges, self._adapters.row_dtype, self._pages.device)

@@ -177,4 +177,5 @@ def _engine(model: Llama, config: FirstTokenConfig, report: Report) -> Iterator[
         write_adapters(Path(folder), base_sites(model.config), num_adapters, [config.rank], config.seed)
         engine_config = EngineConfig(pool_bytes=pool_bytes, prefix_caching=False)
         with torch.inference_mode(), Engine(model, None, Library(folder), engine_config) as engine:
+            engine.warm_up()
             yield engine

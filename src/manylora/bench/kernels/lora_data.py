@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import accumulate
 
 import numpy as np
 import torch
@@ -117,8 +118,8 @@ class LoraData:
     def _layers(
         self, resident: list[ResidentAdapter], adapters: list[Adapter]
     ) -> Iterator[dict[Stack, StackSet]]:
-        site_stack = np.repeat(*_sizes(self.model))
-        tables = AdapterSet(resident, site_stack, torch.device("cpu"))
+        first_site = [0, *accumulate(len(stack) for stack in decoder_stacks(self.model))]
+        tables = AdapterSet(resident, first_site, torch.device("cpu"))
         for layer in range(self.model.num_layers):
             yield {
                 stack: self._stack(tables, layer, index, stack, adapters)
@@ -159,8 +160,3 @@ class LoraData:
             )
 
         return {name: of(stack) for name, stack in one.items()}
-
-
-def _sizes(model: LlamaConfig) -> tuple[np.ndarray, list[int]]:
-    stacks = decoder_stacks(model)
-    return np.arange(len(stacks)), [len(stack) for stack in stacks]

@@ -161,8 +161,7 @@ def lora_work(batch: LoraBatch, model: LlamaConfig) -> tuple[int, int]:
         values += rank * width
         num_bytes += rank * segments.row_bytes(width)
     widths = [end - begin for shape in shapes for begin, end in shape.columns] * model.num_layers
-    for width, rows in zip(widths, tables.site_rows, strict=True):
-        if rows is not None:
-            values += rows.rank * width
-            num_bytes += rows.rank * segments.row_bytes(width)
+    for width, rank in zip(widths, tables.site_rank.T, strict=True):
+        values += rank * width
+        num_bytes += rank * segments.row_bytes(width)
     return int(num_bytes.sum()), int(2 * values @ segments.num_entries)

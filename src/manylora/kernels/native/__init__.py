@@ -13,12 +13,13 @@ import warnings
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from manylora.kernels import rowwise
 from manylora.kernels.kv import KvLayout, PagedSequences
 from manylora.kernels.kv import write_kv as write_kv_in_torch
-from manylora.kernels.segments import ROW_DTYPES, PlacedRows, RankRows, Segments, SiteRows, StackRows
+from manylora.kernels.segments import ROW_DTYPES, PlacedRows, RankRows, Segments, StackRows
 
 try:
     from manylora.kernels.native import _core
@@ -219,10 +220,10 @@ def _stack(pages: Tensor, stack: StackRows, segments: Segments, width: int) -> t
     kept = stack.kept.get("native")
     if kept is None or kept[0] is not segments or kept[1] != (pages.numel(), width):
         _ = segments.entry_start  # checks where the segments begin
-        sites = np.array([_site(site) for site in stack.sites], dtype=np.int64)
+        sites = _sites(stack)
         places = (*_rank_rows(pages, stack.a)[1:], sites.ctypes.data, len(sites), *_segments(segments))
         # New adapters in a step make this new for every stack, so there is no time for checks in Python.
-        if not _core.is_inside(width, *places, len(stack.a.offset), pages.numel()):
+        if not _core.is_inside(width, *places, stack.a.offset.shape[0], pages.numel()):
             stack.check(segments, pages.numel(), width)
         arguments = (*places, segments.each_row_once)
         kept = stack.kept["native"] = segments, (pages.numel(), width), arguments, sites
@@ -230,11 +231,16 @@ def _stack(pages: Tensor, stack: StackRows, segments: Segments, width: int) -> t
     return arguments
 
 
-def _site(site: SiteRows) -> tuple[int, ...]:
-    """`Site` of types.hpp."""
-    begin, end = site.columns
-    tensors = (site.b.begin, site.b.end, site.h_column, site.scaling)
-    return begin, end - begin, *(tensor.data_ptr() for tensor in tensors)
+def _sites(stack: StackRows) -> NDArray[np.int64]:
+    """`Site` of types.hpp, of each site."""
+    num_bytes = 4 * stack.a.begin.shape[0]  # of a row of each table
+    tables = (stack.b_begin, stack.b_end, stack.h_column, stack.scaling)
+    firsts = [table.data_ptr() for table in tables]
+    sites = [
+        (begin, end - begin, *(first + i * num_bytes for first in firsts))
+        for i, (begin, end) in enumerate(stack.columns)
+    ]
+    return np.array(sites, dtype=np.int64)
 
 
 def _plane(pages: Tensor, layout: KvLayout, layer: int) -> tuple[int, int, int, int, int, int, int]:
