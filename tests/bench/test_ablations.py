@@ -19,6 +19,7 @@ from manylora.bench.text.ours import ManyLora, make_engine, submit
 from manylora.bench.text.split_pool import SplitMemory
 from manylora.errors import CapacityError, ConfigError
 from manylora.kernels import native, ops
+from manylora.kernels.native.decoder import run_layers
 from manylora.lora.adapter import AdapterId
 from manylora.models.loading import load_model
 from manylora.models.lora_batch import Item, LoraBatchBuilder
@@ -52,14 +53,18 @@ def test_parts_are_replaced_for_a_while():
 @pytest.mark.skipif(not native.AVAILABLE, reason="there are no native kernels here")
 def test_without_native_kernels_none_is_called(tiny_model, adapters_folder, monkeypatch):
     calls = []
-    add_lora = ops.BACKENDS["native"].add_lora
-    assert add_lora is not None
 
-    def counted(*arguments):
-        calls.append(len(arguments))
-        add_lora(*arguments)
+    def counted(call):
+        def counts(*arguments):
+            calls.append(len(arguments))
+            return call(*arguments)
 
-    monkeypatch.setitem(ops.BACKENDS, "native", replace(ops.BACKENDS["native"], add_lora=counted))
+        return counts
+
+    # Of all layers at once, or of each stack where a processor's float32 products are not native.
+    backend = ops.BACKENDS["native"]
+    monkeypatch.setitem(ops.BACKENDS, "native", replace(backend, add_lora=counted(backend.add_lora)))
+    monkeypatch.setattr("manylora.models.llama.run_layers", counted(run_layers))
     job = job_of(tiny_model, adapters_folder, trace_of(3))
     ManyLora(job).run(RunOrder())
     assert calls

@@ -101,6 +101,7 @@ void test_attention(const Kernels& kernels, Random& random);
 void test_rows(const Kernels& kernels, Random& random);
 void test_int8(const Kernels& kernels, Random& random);
 void test_tiles(const Kernels& kernels, Random& random);
+void test_decoder(const Kernels& kernels, Random& random);
 void test_place(Random& random);
 void test_round(Random& random);
 

@@ -40,6 +40,7 @@ void run(const manylora::Kernels& kernels, int rounds, uint32_t seed) {
     manylora::test::test_rows(kernels, random);
     manylora::test::test_int8(kernels, random);
     manylora::test::test_tiles(kernels, random);
+    manylora::test::test_decoder(kernels, random);
     manylora::test::test_place(random);
     manylora::test::test_round(random);
   }

@@ -23,6 +23,7 @@ from manylora.kernels.segments import (
     Segments,
     SiteRows,
     StackRows,
+    StepRows,
     bytes_of_row,
     hidden_layout,
 )
@@ -35,6 +36,7 @@ __all__ = [
     "RankRows",
     "SiteRows",
     "StackRows",
+    "StepRows",
     "hidden_layout",
     "KvLayout",
     "PagedSequences",

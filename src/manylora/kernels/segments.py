@@ -254,7 +254,8 @@ class StackRows:
             tensor, dtype = getattr(self, name), torch.float32 if name == "scaling" else torch.int32
             if tensor.shape != shape or tensor.dtype != dtype or not tensor.is_contiguous():
                 raise ConfigError(
-                    f"StackRows.{name} must be {list(shape)} {dtype}, contiguous, got {list(tensor.shape)} {tensor.dtype}"
+                    f"StackRows.{name} must be {list(shape)} {dtype}, contiguous, got {list(tensor.shape)} "
+                    f"{tensor.dtype}"
                 )
 
     @classmethod
@@ -313,6 +314,35 @@ class StackRows:
     def kept(self) -> dict[Any, Any]:
         """What was derived from these rank rows, under keys of whoever did."""
         return {}
+
+
+@dataclass(frozen=True, eq=False)
+class StepRows:
+    """The rank rows of all K stacks of a model, of M sites in all, in one step. The segments are the same in all.
+
+    Adapters that meet anew make all of this new, so it is a few whole tables, of which a stack is cut as asked for.
+    """
+
+    first_site: Sequence[int]  # [K + 1], the sites of stack k are first_site[k]:first_site[k + 1]
+    offset: Tensor  # [R]  int64, as in RankRows
+    a_begin: Tensor  # [K, S]  int32, RankRows of each stack's lora_a
+    a_end: Tensor  # [K, S]  int32
+    b_begin: Tensor  # [M, S]  int32, and of each site's lora_b
+    b_end: Tensor  # [M, S]  int32
+    h_column: Tensor  # [M, S]  int32, as in StackRows
+    scaling: Tensor  # [M, S]  fp32
+
+    def stack(self, number: int, columns: Sequence[tuple[int, int]]) -> StackRows:
+        """One stack, whose sites have these columns of its outputs."""
+        sites = slice(self.first_site[number], self.first_site[number + 1])
+        return StackRows(
+            RankRows(self.offset, self.a_begin[number], self.a_end[number]),
+            tuple(columns),
+            self.b_begin[sites],
+            self.b_end[sites],
+            self.h_column[sites],
+            self.scaling[sites],
+        )
 
 
 def hidden_layout(a: RankRows, segments: Segments) -> tuple[Tensor, Tensor]:

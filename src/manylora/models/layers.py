@@ -70,6 +70,11 @@ class BaseProduct(nn.Module):
         return self._is_rounded
 
     @property
+    def laid_out(self) -> LaidOutWeight | None:
+        """The weight as the implementation has it; None: in the ordinary layout."""
+        return self._laid_out
+
+    @property
     def implementation(self) -> str:
         names = {TileWeight: "tiles", Int8Weight: "int8", _OnednnWeight: "onednn", type(None): "torch"}
         return names[type(self._laid_out)]

@@ -13,10 +13,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from manylora.kernels import ops
+from manylora.kernels.native.decoder import KV_DTYPES, DecoderWeights, LayerWeights, run_layers
+from manylora.kernels.native.int8 import Int8Weight
+from manylora.kernels.native.tiles import TileWeight
 from manylora.models.config import LlamaConfig
 from manylora.models.layers import BaseProduct
+from manylora.models.paged_attention import PagedAttention
 from manylora.models.rope import Rotation, inverse_frequencies
 from manylora.models.sites import Stack, site_name, stack_shape
+from manylora.models.stacked_lora import StackedLora
 
 
 class Attention(Protocol):
@@ -55,6 +60,7 @@ class Llama(nn.Module):
         if config.tie_embeddings:
             self.output.weight = self.embedding
         self.register_buffer("frequencies", inverse_frequencies(config.rope, config.head_dim).to(device))
+        self._native_weights: DecoderWeights | None = None
 
     @property
     def dtype(self) -> torch.dtype:
@@ -85,14 +91,33 @@ class Llama(nn.Module):
         """
         x = F.embedding(tokens, self.embedding)
         rotation = Rotation.at(positions, self.frequencies, self.dtype)
-        delta: Tensor | None = None
-        for layer in self.layers:
-            delta = layer(x, delta, rotation, attention, lora)
+        delta = self._run_layers(x, rotation, attention, lora)
         if logit_rows is not None:
             x, delta = x[logit_rows], None if delta is None else delta[logit_rows]
         x = ops.add_rms_norm(x, delta, self.final_norm, self.config.rms_norm_eps)
         logits: Tensor = self.output(x)
         return logits if self.dtype == torch.float64 else logits.float()
+
+    def _run_layers(
+        self, x: Tensor, rotation: Rotation, attention: Attention, lora: LoraHook | None
+    ) -> Tensor | None:
+        """Change x [T, D] in place; return what is still to be added to it."""
+        weights = self._native_weights
+        if (
+            weights is not None
+            and isinstance(attention, PagedAttention)
+            and attention.step.layout.dtype in KV_DTYPES
+            and (lora is None or isinstance(lora, StackedLora))
+            and "native" in ops.available_backends()
+        ):
+            step = None if lora is None else lora.batch.for_decoder(weights)
+            # Calls one by one refuse in words what lies where it should not.
+            if step is None or step.is_inside:
+                return run_layers(weights, x, rotation.cos, rotation.sin, attention.step, step)
+        delta: Tensor | None = None
+        for layer in self.layers:
+            delta = layer(x, delta, rotation, attention, lora)
+        return delta
 
     def parameter_slots(self) -> dict[str, Tensor]:
         """Return where each tensor of a checkpoint goes, by its name in transformers: views to copy into.
@@ -116,10 +141,31 @@ class Llama(nn.Module):
         for layer in self._decoder_layers():
             for stack in Stack:
                 layer.product(stack).finish(int8=int8)
+        self._native_weights = self._for_native()
 
     def base_product(self, layer: int, stack: Stack) -> BaseProduct:
         """The dense product of a stack, for who wants its weight or implementation."""
         return self._decoder_layers()[layer].product(stack)
+
+    def _for_native(self) -> DecoderWeights | None:
+        """What one call of native code needs to run all layers; None where some part of them is not native."""
+        layers = []
+        for layer in self._decoder_layers():
+            laid_out = [layer.product(stack).laid_out for stack in Stack]
+            kind = type(laid_out[0])
+            products = tuple(
+                p for p in laid_out if isinstance(p, TileWeight | Int8Weight) and type(p) is kind
+            )
+            if layer.q_norm is not None or len(products) < len(laid_out):
+                return None
+            layers.append(LayerWeights(layer.attention_norm, layer.mlp_norm, products))
+        if not layers or self.dtype != torch.float32:
+            return None
+        config = self.config
+        columns = [stack_shape(config, stack).columns for stack in Stack]
+        return DecoderWeights(
+            layers, config.num_heads, config.num_kv_heads, config.head_dim, config.rms_norm_eps, columns
+        )
 
     def _decoder_layers(self) -> list[_DecoderLayer]:
         return cast("list[_DecoderLayer]", list(self.layers))

@@ -16,7 +16,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from manylora.kernels import RankRows, Segments, StackRows, ops
+from manylora.kernels import Segments, StackRows, StepRows, ops
+from manylora.kernels.native.decoder import DecoderWeights, StepLora
 from manylora.lora.adapter import AdapterId
 from manylora.models.adapter_pages import ResidentAdapter
 
@@ -46,50 +47,45 @@ class AdapterSet:
     """
 
     def __init__(
-        self, adapters: Sequence[ResidentAdapter], site_begin: Sequence[int], device: torch.device
+        self, adapters: Sequence[ResidentAdapter], first_site: Sequence[int], device: torch.device
     ) -> None:
         """
         Args:
             adapters: one per segment, in order.
-            site_begin: [K + 1], the sites of stack k are site_begin[k]:site_begin[k + 1].
+            first_site: [K + 1], the sites of stack k are first_site[k]:first_site[k + 1].
         """
         # Kept, so that no adapter made later can be taken for one of these.
         self.adapters = tuple(adapters)
         index = [adapter.index for adapter in adapters]
-        sizes = [len(adapter.row_offset) for adapter in adapters]
+        sizes = np.array([len(adapter.row_offset) for adapter in adapters], dtype=np.int64)
         first_row = np.cumsum(sizes) - sizes  # of each adapter in the joint table
 
-        def table(values: list[npt.NDArray[Any]], dtype: type, added: npt.NDArray[np.int64] | int = 0) -> Tensor:
+        def table(
+            values: list[npt.NDArray[Any]], dtype: type, added: npt.NDArray[np.int64] | int = 0
+        ) -> Tensor:
             """[*, S] on the device, from a row for each adapter."""
             return torch.from_numpy((np.stack(values, axis=1) + added).astype(dtype)).to(device)
 
         self.row_dtype = np.array([i.dtype_code for i in index], dtype=np.uint8)  # [S]
         self.stack_rank = np.stack([i.stack_end - i.stack_begin for i in index])  # [S, K]
         self.site_rank = np.stack([i.site_end - i.site_begin for i in index])  # [S, M]
-        self.touches: list[bool] = self.stack_rank.any(axis=0).tolist()  # [K]
-        self._first_site = site_begin
-        # A step asks for every stack, and adapters that meet anew make all of this new: whole tables, cut as asked for.
-        self._row_offset = torch.from_numpy(np.concatenate([a.row_offset for a in adapters])).to(device)
-        self._a_begin = table([i.stack_begin for i in index], np.int32, first_row)  # [K, S]
-        self._a_end = table([i.stack_end for i in index], np.int32, first_row)
-        self._b_begin = table([i.site_begin for i in index], np.int32, first_row)  # [M, S]
-        self._b_end = table([i.site_end for i in index], np.int32, first_row)
-        self._h_column = table([i.site_column for i in index], np.int32)
-        self._scaling = table([i.scaling for i in index], np.float32)
+        self.touches = [bool(ranks.any()) for ranks in self.stack_rank.T]  # [K]
+        self.rows = StepRows(
+            first_site,
+            offset=torch.from_numpy(np.concatenate([a.row_offset for a in adapters])).to(device),
+            a_begin=table([i.stack_begin for i in index], np.int32, first_row),
+            a_end=table([i.stack_end for i in index], np.int32, first_row),
+            b_begin=table([i.site_begin for i in index], np.int32, first_row),
+            b_end=table([i.site_end for i in index], np.int32, first_row),
+            h_column=table([i.site_column for i in index], np.int32),
+            scaling=table([i.scaling for i in index], np.float32),
+        )
         self._stacks: dict[int, StackRows] = {}
 
     def stack(self, stack: int, columns: Columns) -> StackRows | None:
         """What the kernels read of a stack whose sites have these columns; None: no adapter touches it."""
         if stack not in self._stacks and self.touches[stack]:
-            sites = slice(self._first_site[stack], self._first_site[stack + 1])
-            self._stacks[stack] = StackRows(
-                RankRows(self._row_offset, self._a_begin[stack], self._a_end[stack]),
-                tuple(columns),
-                self._b_begin[sites],
-                self._b_end[sites],
-                self._h_column[sites],
-                self._scaling[sites],
-            )
+            self._stacks[stack] = self.rows.stack(stack, columns)
         return self._stacks.get(stack)
 
 
@@ -106,6 +102,7 @@ class LoraBatch:
         self._pages = pages
         self._adapters = adapters
         self._segments = segments
+        self._for_decoder: tuple[DecoderWeights, StepLora] | None = None
 
     @property
     def adapters(self) -> AdapterSet:
@@ -127,6 +124,17 @@ class LoraBatch:
         rows = self._adapters.stack(stack, columns)
         if rows is not None:
             ops.add_lora(y, x, self._pages, rows, self._segments)
+
+    def for_decoder(self, weights: DecoderWeights) -> StepLora:
+        """What a call for all layers of the model reads; made once for all steps of this batch.
+
+        Raises:
+            ConfigError: the batch is not one of this model.
+        """
+        if self._for_decoder is None or self._for_decoder[0] is not weights:
+            step = StepLora(weights, self._pages, self._adapters.rows, self._segments)
+            self._for_decoder = weights, step
+        return self._for_decoder[1]
 
     def touches(self, stack: int) -> bool:
         """Whether any adapter of the batch has a site in this stack."""

@@ -3,8 +3,10 @@
 import torch
 from torch import Tensor
 
-from manylora.kernels import KvLayout, ops
+from manylora.kernels import KvLayout
+from manylora.kernels.native.decoder import StepAttention
 from manylora.models.llama import Llama
+from manylora.models.paged_attention import PagedAttention
 from manylora.models.stacked_lora import StackedLora
 from manylora.text.batch import Batch
 
@@ -20,22 +22,16 @@ class Runner:
     @torch.inference_mode()
     def run(self, batch: Batch) -> Tensor:  # [len(batch.sampled), vocab]  fp32
         """Compute the new tokens, store their KV, and return the logits of the rows that are sampled."""
-        attention = _PagedAttention(batch, self._pages, self._layout, self._model.config.attention_scale)
+        attention = PagedAttention(
+            StepAttention(
+                self._pages,
+                self._layout,
+                batch.sequences,
+                batch.slot_page,
+                batch.slot_index,
+                self._model.config.attention_scale,
+            )
+        )
         lora = None if batch.lora is None else StackedLora(batch.lora, self._model.config)
         logits: Tensor = self._model(batch.tokens, batch.positions, attention, lora, batch.logit_rows)
         return logits
-
-
-class _PagedAttention:
-    """Attention over the pool: writes the new tokens' KV, then lets every sequence see its own pages."""
-
-    def __init__(self, batch: Batch, pages: Tensor, layout: KvLayout, scale: float) -> None:
-        self._batch = batch
-        self._pages = pages
-        self._layout = layout
-        self._scale = scale
-
-    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        batch = self._batch
-        ops.write_kv(k, v, self._pages, self._layout, layer, batch.slot_page, batch.slot_index)
-        return ops.paged_attention(q, self._pages, self._layout, layer, batch.sequences, scale=self._scale)

@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "decoder.hpp"
 #include "inside.hpp"
 #include "isas.hpp"
 #include "place.hpp"
@@ -56,6 +57,8 @@ KvPlane plane_at(Address keys, Address values, int64_t page_bytes, int64_t page_
 }
 
 static_assert(sizeof(Site) == 6 * sizeof(int64_t), "native/__init__.py writes a site as six integers of 64 bits");
+static_assert(sizeof(DecoderLayer) == 14 * sizeof(int64_t), "native/decoder.py writes a layer as fourteen");
+static_assert(sizeof(StackOfStep) == 4 * sizeof(int64_t), "and a stack as four");
 
 }  // namespace
 
@@ -193,6 +196,34 @@ NB_MODULE(_core, m) {
                      {at<float>(y), y_stride}, threads);
       },
       free_gil);
+  m.def(
+      "run_layers",
+      [](A layers, I num_layers, I hidden, I intermediate, I num_heads, I num_kv_heads, I head_dim, float eps,
+         bool in_tiles, A x, A delta, I num_rows, A cos, A sin, A keys, A values, I page_bytes, I page_tokens,
+         int kv_dtype, I num_sequences, A block_table, I table_width, A query_start, A context_len, A slot_page,
+         A slot_index, float scale, A pages, A offset, A stacks, I num_segments, A rows, A row_start, A weight,
+         A row_dtype, bool each_row_once, int threads) {
+        Kernels kernels = *active;
+        kernels.tile_product = supported().front()->tile_product;
+        const DecoderShape shape = {hidden, intermediate, num_heads, num_kv_heads, head_dim, eps, in_tiles};
+        const DecoderRows of_step = {
+            num_rows, at<const float>(cos), at<const float>(sin),
+            plane_at(keys, values, page_bytes, page_tokens, num_kv_heads, head_dim, kv_dtype),
+            {num_sequences, at<const int32_t>(block_table), table_width, at<const int32_t>(query_start),
+             at<const int32_t>(context_len)},
+            at<const int64_t>(slot_page), at<const int64_t>(slot_index), scale};
+        const DecoderLora lora = {at<const uint8_t>(pages), at<const int64_t>(offset), at<const StackOfStep>(stacks),
+                                  segments_at(num_segments, rows, row_start, weight, row_dtype), each_row_once};
+        DecoderRun(kernels, shape, of_step, stacks ? &lora : nullptr, threads)
+            .layers(at<const DecoderLayer>(layers), num_layers, {at<float>(x), hidden}, {at<float>(delta), hidden});
+      },
+      free_gil);
+  m.def("are_stacks_inside", [](A offset, A stacks, I num_segments, A rows, A row_start, A weight, A row_dtype,
+                                I num_stacks, A inputs, I num_offsets, I pool_bytes) {
+    const DecoderLora lora = {nullptr, at<const int64_t>(offset), at<const StackOfStep>(stacks),
+                              segments_at(num_segments, rows, row_start, weight, row_dtype), false};
+    return are_inside(lora, num_stacks, at<const int64_t>(inputs), num_offsets, pool_bytes);
+  });
 }
 
 }  // namespace manylora
