@@ -217,8 +217,8 @@ class Engine:
         return self._pool.num_pages
 
     def warm_up(self) -> None:
-        """Take all of the pool's memory from the system, and look through all objects for garbage, so that no step waits
-        for either. The objects that are there are left out of later collections. Before the first request."""
+        """Take all of the pool's memory from the system, and look through all objects for garbage, so that no step
+        waits for either. The objects that are there are left out of later collections. Before the first request."""
         assert not self._open, "the pool is in use"
         self._pool.touch()
         # Beside torch and transformers a collection of all generations takes as long as a short prompt.
