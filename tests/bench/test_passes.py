@@ -1,5 +1,7 @@
 """What the clock notes of each pass, on the tiny model; the floors by hand."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -41,7 +43,10 @@ def test_every_step_of_the_trace_is_noted_with_what_it_computed(passes, job):
         assert one.lora_flops == one.num_rows // 4 * sum(each)  # two bytes and two operations a value
 
 
-def test_the_seconds_of_a_pass_fit_into_one_another(passes):
+@pytest.mark.parametrize("dtype", ["float32", "int8", "bfloat16"])
+def test_seconds_are_told_of_one_call_for_all_layers_and_of_many(job, dtype):
+    """int8 is one call wherever there are native kernels, float32 on some processors, bfloat16 on none."""
+    passes = [Pass(**one) for one in ManyLora(replace(job, dtype=dtype)).run(RunOrder(listen=True)).passes]
     for one in passes:
         parts = one.base_s, one.lora_s, one.attention_s
         assert min(parts) > 0

@@ -658,3 +658,20 @@ def test_a_library_without_roots_holds_what_is_added(tmp_path):
         library.load("alice")
     library.add("alice", load_peft(write_adapter(tmp_path / "a", 1)))
     assert library.names() == ["alice"]
+
+
+def test_an_identity_may_be_found_out_beside_other_things(root):
+    write_adapter(root / "one", seed=1)
+    known = Library(root).load("one").identity
+    library, gate = Library(root), threading.Event()
+    for _ in range(reader.MAX_HASHERS):
+        library._reader._hashers.submit(gate.wait)
+    ref = library.locate("one")
+
+    adapter = library.load(ref, hashed=False)
+
+    assert library.identity(ref) is None
+    gate.set()
+    assert adapter.identity == known
+    assert library.identity(ref) == known
+    assert library.load(ref).identity == known

@@ -107,8 +107,12 @@ void test_decoder(const Kernels& kernels, Random& random) {
   Block<float> delta(rows * hidden), want(rows * hidden);
   const DecoderRows of_step = {rows, cos.data(), sin.data(), plane_in(pages, 0), sequences, slot_page.data(),
                                slot_index.data(), 0.25f};
-  DecoderRun(kernels, shape, of_step, with_lora ? &lora : nullptr, threads)
+  DecoderSeconds seconds = {0, 0, 0};
+  const bool is_timed = random.below(2);
+  DecoderRun(kernels, shape, of_step, with_lora ? &lora : nullptr, is_timed ? &seconds : nullptr, threads)
       .layers(layers.data(), num_layers, {x.data(), hidden}, {delta.data(), hidden});
+  expect((seconds.products > 0) == is_timed && (seconds.attention > 0) == is_timed, "seconds are told", kernels.isa);
+  expect(seconds.lora == 0 || (is_timed && with_lora), "of LoRA where there is some", kernels.isa);
 
   const auto product = [&](int64_t k, const Block<float>& from, const Block<float>& to) {
     const int64_t in = inputs[k], out = widths[k % 4];

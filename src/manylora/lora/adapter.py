@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
@@ -50,6 +51,16 @@ class Adapter:
     @cached_property
     def identity(self) -> AdapterId:
         """Equal for equal sites, shapes, dtypes, kernels, scalings and bits, whatever file held them."""
+        begun: Future[AdapterId] | None = self.__dict__.get("_hashing")
+        return self._hash() if begun is None else begun.result()
+
+    def begin_identity(self, executor: Executor) -> Future[AdapterId]:
+        """Find the identity out on another thread, beside what else is to be done. Who asks for it meanwhile waits."""
+        hashing = executor.submit(self._hash)
+        object.__setattr__(self, "_hashing", hashing)
+        return hashing
+
+    def _hash(self) -> AdapterId:
         digest = sha256(self.packed.table.description)
         # At once: hashing lets go of the interpreter lock, and each time it takes it back it holds up who computes.
         digest.update(self.packed.buffer.view(torch.uint8).numpy().data)

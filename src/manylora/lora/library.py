@@ -182,22 +182,25 @@ class Library:
             raise self._not_found(place.name)
         return _ref(place.name, place, found)
 
-    def load(self, name_or_ref: str | AdapterRef) -> Adapter:
+    def load(self, name_or_ref: str | AdapterRef, *, hashed: bool = True) -> Adapter:
         """Read and validate what a name points at now, or what it did when it was located.
 
         Threads that load the same ref at once share one reading.
 
+        Args:
+            hashed: False returns while another thread still finds out the identity, for a caller with other things to
+                do before asking for it; `identity` of this library is None until then.
         Raises:
             AdapterNotFoundError: no such name; or what the ref names was replaced or removed since.
             AdapterFormatError: the files are no adapter that can be read, or exceed a limit.
             AdapterUnavailableError: a remote adapter cannot be fetched or stored now.
         """
         if isinstance(name_or_ref, AdapterRef):
-            return self._reader.load(name_or_ref)
+            return self._reader.load(name_or_ref, hashed=hashed)
         for attempt in range(1, MAX_LOAD_ATTEMPTS + 1):
             ref = self.locate(name_or_ref)
             try:
-                return self._reader.load(ref)
+                return self._reader.load(ref, hashed=hashed)
             except AdapterError:
                 # Replaced while it was read? Then what is there now counts.
                 if attempt == MAX_LOAD_ATTEMPTS or self.locate(name_or_ref) == ref:

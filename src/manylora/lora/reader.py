@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -16,6 +16,7 @@ from manylora.lora.names import quoted
 from manylora.lora.sources import Found, Source
 
 MAX_KNOWN_IDENTITIES = 65_536
+MAX_HASHERS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,10 +77,19 @@ class Reader:
         # Held for dictionary look-ups only, never while a file is read or fetched.
         self._lock = threading.Lock()
         self._reading: dict[AdapterRef, Future[Adapter]] = {}
-        self._identities: OrderedDict[tuple[str, str], AdapterId] = OrderedDict()  # by (location, version)
+        self._hashers = ThreadPoolExecutor(MAX_HASHERS, "adapter-hasher")
+        self._identities: OrderedDict[tuple[str, str], Future[AdapterId]] = (
+            OrderedDict()
+        )  # by (location, version)
 
-    def load(self, ref: AdapterRef) -> Adapter:
-        """Read and validate what `ref` names; errors as in `Library.load`."""
+    def load(self, ref: AdapterRef, *, hashed: bool = True) -> Adapter:
+        """Read and validate what `ref` names; arguments and errors as in `Library.load`."""
+        adapter = self._load(ref)
+        if hashed:
+            _ = adapter.identity
+        return adapter
+
+    def _load(self, ref: AdapterRef) -> Adapter:
         if ref.adapter is not None:
             return ref.adapter
         mine: Future[Adapter] = Future()
@@ -96,11 +106,12 @@ class Reader:
         return future.result()
 
     def identity(self, ref: AdapterRef) -> AdapterId | None:
-        """Return the identity of what `ref` names if it is known without reading."""
+        """Return the identity of what `ref` names if it is known without reading or hashing."""
         if ref.adapter is not None:
             return ref.adapter.identity
         with self._lock:
-            return self._identities.get((ref.location, ref.version))
+            hashing = self._identities.get((ref.location, ref.version))
+        return hashing.result() if hashing is not None and hashing.done() else None
 
     def _read(self, ref: AdapterRef) -> Adapter:
         self._limits.check_bytes(ref.name, ref.num_bytes)
@@ -108,9 +119,9 @@ class Reader:
             if self._limits.max_rank is not None:
                 self._limits.check_ranks(ref.name, peek_adapter(path).ranks)
             adapter = load_adapter(path, name=ref.name)
-        identity = adapter.identity  # hashes the weights, so outside of the lock
+        hashing = adapter.begin_identity(self._hashers)
         with self._lock:
-            self._identities[ref.location, ref.version] = identity
+            self._identities[ref.location, ref.version] = hashing
             if len(self._identities) > MAX_KNOWN_IDENTITIES:
                 self._identities.popitem(last=False)
         return adapter

@@ -60,6 +60,8 @@ class Llama(nn.Module):
         if config.tie_embeddings:
             self.output.weight = self.embedding
         self.register_buffer("frequencies", inverse_frequencies(config.rope, config.head_dim).to(device))
+        self.layer_seconds: Tensor | None = None
+        """[3] fp64. Where one call for all layers adds what its products, LoRA and attention take, for who listens."""
         self._native_weights: DecoderWeights | None = None
 
     @property
@@ -98,22 +100,30 @@ class Llama(nn.Module):
         logits: Tensor = self.output(x)
         return logits if self.dtype == torch.float64 else logits.float()
 
-    def _run_layers(
-        self, x: Tensor, rotation: Rotation, attention: Attention, lora: LoraHook | None
-    ) -> Tensor | None:
-        """Change x [T, D] in place; return what is still to be added to it."""
-        weights = self._native_weights
-        if (
-            weights is not None
+    def runs_at_once(self, attention: Attention, lora: LoraHook | None) -> bool:
+        """Whether a pass with these runs all its layers in one native call."""
+        return (
+            self._native_weights is not None
             and isinstance(attention, PagedAttention)
             and attention.step.layout.dtype in KV_DTYPES
             and (lora is None or isinstance(lora, StackedLora))
             and "native" in ops.available_backends()
-        ):
+        )
+
+    def _run_layers(
+        self, x: Tensor, rotation: Rotation, attention: Attention, lora: LoraHook | None
+    ) -> Tensor | None:
+        """Change x [T, D] in place; return what is still to be added to it."""
+        if self.runs_at_once(attention, lora):
+            assert self._native_weights is not None
+            assert isinstance(attention, PagedAttention)
+            assert lora is None or isinstance(lora, StackedLora)
+            weights = self._native_weights
             step = None if lora is None else lora.batch.for_decoder(weights)
             # Calls one by one refuse in words what lies where it should not.
             if step is None or step.is_inside:
-                return run_layers(weights, x, rotation.cos, rotation.sin, attention.step, step)
+                turns = rotation.cos, rotation.sin
+                return run_layers(weights, x, *turns, attention.step, step, self.layer_seconds)
         delta: Tensor | None = None
         for layer in self.layers:
             delta = layer(x, delta, rotation, attention, lora)

@@ -270,7 +270,7 @@ class AdapterLoader:
 
     def _read(self, key: AdapterKey) -> AdapterImage:
         began = monotonic()
-        adapter = self._library.load(_ref(key))
+        adapter = self._library.load(_ref(key), hashed=False)  # hashing takes twice as long as laying out
         self._check_fits(adapter)
         image = self._pages.layout(adapter)
         with self._lock:

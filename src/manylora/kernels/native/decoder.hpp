@@ -3,6 +3,7 @@
 // out of the caches meanwhile: a sixth of a step of a small model, and more with adapters.
 #pragma once
 
+#include <chrono>
 #include <cstddef>
 #include <vector>
 
@@ -55,11 +56,17 @@ struct DecoderRows {
   float attention_scale;
 };
 
+// For whoever wants to know what a step spends its time on.
+struct DecoderSeconds {
+  double products, lora, attention;  // the writing of keys and values is attention's
+};
+
 class DecoderRun {
  public:
+  // lora: null for a step without adapters; seconds: added to, or null.
   DecoderRun(const Kernels& kernels, const DecoderShape& shape, const DecoderRows& rows, const DecoderLora* lora,
-             int threads)
-      : kernels_(kernels), shape_(shape), rows_(rows), lora_(lora), threads_(threads) {}
+             DecoderSeconds* seconds, int threads)
+      : kernels_(kernels), shape_(shape), rows_(rows), lora_(lora), seconds_(seconds), threads_(threads) {}
 
   // x [count, hidden] becomes the residual stream before the last MLP's part, which is `delta`.
   void layers(const DecoderLayer* layers, int64_t num_layers, Rows x, Rows delta) {
@@ -76,8 +83,10 @@ class DecoderRun {
       product(layer.qkv, normed, shape_.hidden, qkv, heads + 2 * kv, 4 * i);
       kernels_.rotate(qkv, rows_.count, shape_.num_heads + shape_.num_kv_heads, shape_.head_dim, rows_.cos, rows_.sin,
                       threads_);
-      kernels_.write_kv(keys, values, rows_.count, plane(i), rows_.slot_page, rows_.slot_index, threads_);
-      kernels_.attend(qkv, attended, shape_.num_heads, plane(i), rows_.sequences, rows_.attention_scale, threads_);
+      timed(&DecoderSeconds::attention, [&] {
+        kernels_.write_kv(keys, values, rows_.count, plane(i), rows_.slot_page, rows_.slot_index, threads_);
+        kernels_.attend(qkv, attended, shape_.num_heads, plane(i), rows_.sequences, rows_.attention_scale, threads_);
+      });
       product(layer.o, attended, heads, delta, shape_.hidden, 4 * i + 1);
       kernels_.add_rms_norm(x, delta, normed, rows_.count, shape_.hidden, layer.mlp_norm, shape_.eps, threads_);
       product(layer.gate_up, normed, shape_.hidden, gate_up, 2 * shape_.intermediate, 4 * i + 2);
@@ -103,22 +112,35 @@ class DecoderRun {
 
   // y = x W^T + b, and what the adapters add.
   void product(const Weight& weight, Rows x, int64_t inputs, Rows y, int64_t outputs, int64_t stack) const {
-    if (shape_.in_tiles)
-      kernels_.tile_product(x, rows_.count, {weight.packed, weight.scale, weight.bias, outputs, inputs}, y, threads_);
-    else
-      kernels_.int8_product(x, rows_.count,
-                            {static_cast<const uint8_t*>(weight.packed), weight.scale, weight.bias, outputs, inputs}, y,
-                            threads_);
+    timed(&DecoderSeconds::products, [&] {
+      if (shape_.in_tiles)
+        kernels_.tile_product(x, rows_.count, {weight.packed, weight.scale, weight.bias, outputs, inputs}, y, threads_);
+      else
+        kernels_.int8_product(x, rows_.count,
+                              {static_cast<const uint8_t*>(weight.packed), weight.scale, weight.bias, outputs, inputs},
+                              y, threads_);
+    });
     if (!lora_ || lora_->stacks[stack].num_sites == 0) return;
-    const StackOfStep& its = lora_->stacks[stack];
-    kernels_.lora(x, inputs, y, {lora_->pages, lora_->offset, its.begin, its.end}, its.sites, its.num_sites,
-                  lora_->segments, lora_->each_row_once, threads_);
+    timed(&DecoderSeconds::lora, [&] {
+      const StackOfStep& its = lora_->stacks[stack];
+      kernels_.lora(x, inputs, y, {lora_->pages, lora_->offset, its.begin, its.end}, its.sites, its.num_sites,
+                    lora_->segments, lora_->each_row_once, threads_);
+    });
+  }
+
+  template <class Work>
+  void timed(double DecoderSeconds::*part, const Work& work) const {
+    if (!seconds_) return work();
+    const auto began = std::chrono::steady_clock::now();
+    work();
+    seconds_->*part += std::chrono::duration<double>(std::chrono::steady_clock::now() - began).count();
   }
 
   const Kernels& kernels_;
   const DecoderShape& shape_;
   const DecoderRows& rows_;
   const DecoderLora* const lora_;
+  DecoderSeconds* const seconds_;
   const int threads_;
 };
 

@@ -151,6 +151,7 @@ def run_layers(
     sin: Tensor,  # [T, HD / 2]  fp32
     attention: StepAttention,
     lora: StepLora | None,
+    seconds: Tensor | None = None,  # [3]  fp64; what products, LoRA and attention take is added to it
 ) -> Tensor:  # [T, D]
     """Run all layers; return what the last one's MLP is still to add to x. The new tokens' KV is in the pool then.
 
@@ -181,7 +182,8 @@ def run_layers(
         cos.data_ptr(), sin.data_ptr(), *native._plane(pages, layout, 0)[:4], native._plane(pages, layout, 0)[6],
         len(block_table), block_table.data_ptr(), block_table.stride(0), sequences.query_start.data_ptr(),
         sequences.context_len.data_ptr(), attention.slot_page.data_ptr(), attention.slot_index.data_ptr(),
-        attention.scale, *(NO_LORA if lora is None else lora.arguments), torch.get_num_threads(),
+        attention.scale, *(NO_LORA if lora is None else lora.arguments),
+        0 if seconds is None else seconds.data_ptr(), torch.get_num_threads(),
     )  # fmt: skip
     return delta
 

@@ -58,6 +58,7 @@ KvPlane plane_at(Address keys, Address values, int64_t page_bytes, int64_t page_
 
 static_assert(sizeof(Site) == 6 * sizeof(int64_t), "native/__init__.py writes a site as six integers of 64 bits");
 static_assert(sizeof(DecoderLayer) == 14 * sizeof(int64_t), "native/decoder.py writes a layer as fourteen");
+static_assert(sizeof(DecoderSeconds) == 3 * sizeof(double), "run_layers is handed three");
 static_assert(sizeof(StackOfStep) == 4 * sizeof(int64_t), "and a stack as four");
 
 }  // namespace
@@ -202,7 +203,7 @@ NB_MODULE(_core, m) {
          bool in_tiles, A x, A delta, I num_rows, A cos, A sin, A keys, A values, I page_bytes, I page_tokens,
          int kv_dtype, I num_sequences, A block_table, I table_width, A query_start, A context_len, A slot_page,
          A slot_index, float scale, A pages, A offset, A stacks, I num_segments, A rows, A row_start, A weight,
-         A row_dtype, bool each_row_once, int threads) {
+         A row_dtype, bool each_row_once, A seconds, int threads) {
         Kernels kernels = *active;
         kernels.tile_product = supported().front()->tile_product;
         const DecoderShape shape = {hidden, intermediate, num_heads, num_kv_heads, head_dim, eps, in_tiles};
@@ -214,7 +215,7 @@ NB_MODULE(_core, m) {
             at<const int64_t>(slot_page), at<const int64_t>(slot_index), scale};
         const DecoderLora lora = {at<const uint8_t>(pages), at<const int64_t>(offset), at<const StackOfStep>(stacks),
                                   segments_at(num_segments, rows, row_start, weight, row_dtype), each_row_once};
-        DecoderRun(kernels, shape, of_step, stacks ? &lora : nullptr, threads)
+        DecoderRun(kernels, shape, of_step, stacks ? &lora : nullptr, at<DecoderSeconds>(seconds), threads)
             .layers(at<const DecoderLayer>(layers), num_layers, {at<float>(x), hidden}, {at<float>(delta), hidden});
       },
       free_gil);
