@@ -4,6 +4,6 @@
 set -eu
 MODEL=${MODEL:-smollm2-135m-instruct}
 manylora bench text --model "$MODEL" --adapters 32 --rank 8 --requests 128 --prompt-tokens 64 --output-tokens 64 \
-    --threads 2 --distribution uniform --without native,grouping,prefetch,batching "$@"
+    --threads 2 --distribution uniform --without native,onecall,grouping,prefetch,batching "$@"
 manylora bench text --model "$MODEL" --adapters 32 --rank 8 --requests 128 --prompt-tokens 64 --output-tokens 64 \
     --threads 2 --distribution uniform --pool-bytes 600000000 --without unified "$@"

@@ -10,7 +10,7 @@ COMMAND = "benchmarks/figures/ablations.sh"
 SHARED: Mapping[str, object] = {"adapters": 32, "rank": [8], "distribution": "uniform", "dtype": "float32"}
 
 RUNS: tuple[tuple[tuple[str, ...], Mapping[str, object]], ...] = (
-    (("native", "grouping", "prefetch", "batching"), SHARED),
+    (("native", "onecall", "grouping", "prefetch", "batching"), SHARED),
     (("unified",), {**SHARED, "pool_bytes": 600_000_000}),
 )
 """What is left out, and the settings of the run."""

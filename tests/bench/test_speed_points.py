@@ -143,11 +143,11 @@ def test_a_row_from_before_there_were_ablations_is_read(records):
 
 
 def test_ablations_pass_where_each_idea_brings_something(records):
-    bring = {name: peer(1.5) for name in ("native", "grouping", "prefetch", "batching")}
+    bring = {name: peer(1.5) for name in ("native", "onecall", "grouping", "prefetch", "batching")}
     keep(records, row(adapters=32, without=bring))
-    assert [line.ok for line in lines("ablations")] == [True] * 4 + [False]
+    assert [line.ok for line in lines("ablations")] == [True] * 5 + [False]
     keep(records, row(adapters=32, pool_bytes=600_000_000, without={"unified": peer(0.9)}))
-    assert [line.ok for line in lines("ablations")] == [True] * 4 + [False]
+    assert [line.ok for line in lines("ablations")] == [True] * 5 + [False]
     keep(
         records, row(adapters=32, pool_bytes=600_000_000, without={"unified": peer(1.1)}, day="2026-01-02")
     )
@@ -177,7 +177,10 @@ def test_the_page_shows_what_is_kept_and_says_what_is_not(records, tmp_path):
     keep(
         records,
         row(peers=GOOD),
-        row(adapters=32, without={n: peer(1.5) for n in ("native", "grouping", "prefetch", "batching")}),
+        row(
+            adapters=32,
+            without={n: peer(1.5) for n in ("native", "onecall", "grouping", "prefetch", "batching")},
+        ),
         *(row(adapters=number) for number in (1, 8, 64)),
     )
     plots.main(records, page, pictures)

@@ -20,6 +20,7 @@ from manylora.models.llama import Llama
 from manylora.models.loading import build_model
 from manylora.models.lora_batch import Item, LoraBatch, LoraBatchBuilder
 from manylora.models.paged_attention import PagedAttention
+from manylora.models.sites import Stack
 from manylora.models.stacked_lora import StackedLora, decoder_stacks
 from manylora.models.tiny import tiny_adapter, tiny_config, tiny_weights
 
@@ -126,11 +127,12 @@ def test_has_the_bits_of_the_calls_one_by_one(name, dtype, kv_dtype, calls, monk
     if dtype == "int8 without tiles":
         monkeypatch.setattr(tiles, "is_available", lambda: False)
     model = model_of(CONFIGS[name], dtype.split()[0])
-    if model._native_weights is None:
+    weights = model.native_weights()
+    if weights is None:
         assert dtype == "float32"
         assert not tiles.is_available()
         pytest.skip("float32 products are not native on this processor")
-    kinds = {type(product) for layer in model._native_weights.layers for product in layer.products}
+    kinds = {type(product) for layer in weights.layers for product in layer.products}
     assert len(kinds) == 1
     assert (Int8Weight in kinds) == (dtype == "int8 without tiles" or not tiles.is_available())
 
@@ -146,6 +148,19 @@ def test_has_the_bits_of_the_calls_one_by_one(name, dtype, kv_dtype, calls, monk
         assert torch.equal(ours, theirs)
         assert (ours - base).abs().max() > 0.1, "the adapters must matter"
     assert all(map(torch.equal, of_base, two_steps(model, kv_dtype, at_once=False, with_lora=False)[0]))
+
+
+def test_a_product_that_was_finished_again_counts():
+    """As where an adapter is merged into a model that has run."""
+    model = model_of(tiny_config())
+    (before, _), _ = two_steps(model, torch.float32, at_once=True, with_lora=False)
+    product = model.base_product(1, Stack.DOWN)
+    product.weight = -product.dense_weight()
+    product.finish(int8=True)
+    (after, _), _ = two_steps(model, torch.float32, at_once=True, with_lora=False)
+    (want, _), _ = two_steps(model, torch.float32, at_once=False, with_lora=False)
+    assert torch.equal(after, want)
+    assert (after - before).abs().max() > 0.1
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from manylora.kernels.native.decoder import KV_DTYPES, DecoderWeights, LayerWeig
 from manylora.kernels.native.int8 import Int8Weight
 from manylora.kernels.native.tiles import TileWeight
 from manylora.models.config import LlamaConfig
-from manylora.models.layers import BaseProduct
+from manylora.models.layers import BaseProduct, LaidOutWeight
 from manylora.models.paged_attention import PagedAttention
 from manylora.models.rope import Rotation, inverse_frequencies
 from manylora.models.sites import Stack, site_name, stack_shape
@@ -62,7 +62,8 @@ class Llama(nn.Module):
         self.register_buffer("frequencies", inverse_frequencies(config.rope, config.head_dim).to(device))
         self.layer_seconds: Tensor | None = None
         """[3] fp64. Where one call for all layers adds what its products, LoRA and attention take, for who listens."""
-        self._native_weights: DecoderWeights | None = None
+        self._products = [layer.product(stack) for layer in self._decoder_layers() for stack in Stack]
+        self._for_native: tuple[list[LaidOutWeight | None], DecoderWeights | None] = [], None
 
     @property
     def dtype(self) -> torch.dtype:
@@ -100,25 +101,24 @@ class Llama(nn.Module):
         logits: Tensor = self.output(x)
         return logits if self.dtype == torch.float64 else logits.float()
 
-    def runs_at_once(self, attention: Attention, lora: LoraHook | None) -> bool:
-        """Whether a pass with these runs all its layers in one native call."""
-        return (
-            self._native_weights is not None
-            and isinstance(attention, PagedAttention)
+    def at_once(self, attention: Attention, lora: LoraHook | None) -> DecoderWeights | None:
+        """What a pass with these runs all its layers of in one native call; None: it runs them one by one."""
+        all_native = (
+            isinstance(attention, PagedAttention)
             and attention.step.layout.dtype in KV_DTYPES
             and (lora is None or isinstance(lora, StackedLora))
             and "native" in ops.available_backends()
         )
+        return self.native_weights() if all_native else None
 
     def _run_layers(
         self, x: Tensor, rotation: Rotation, attention: Attention, lora: LoraHook | None
     ) -> Tensor | None:
         """Change x [T, D] in place; return what is still to be added to it."""
-        if self.runs_at_once(attention, lora):
-            assert self._native_weights is not None
+        weights = self.at_once(attention, lora)
+        if weights is not None:
             assert isinstance(attention, PagedAttention)
             assert lora is None or isinstance(lora, StackedLora)
-            weights = self._native_weights
             step = None if lora is None else lora.batch.for_decoder(weights)
             # Calls one by one refuse in words what lies where it should not.
             if step is None or step.is_inside:
@@ -151,14 +151,20 @@ class Llama(nn.Module):
         for layer in self._decoder_layers():
             for stack in Stack:
                 layer.product(stack).finish(int8=int8)
-        self._native_weights = self._for_native()
 
     def base_product(self, layer: int, stack: Stack) -> BaseProduct:
         """The dense product of a stack, for who wants its weight or implementation."""
         return self._decoder_layers()[layer].product(stack)
 
-    def _for_native(self) -> DecoderWeights | None:
+    def native_weights(self) -> DecoderWeights | None:
         """What one call of native code needs to run all layers; None where some part of them is not native."""
+        laid_out = [product.laid_out for product in self._products]
+        # Compared as objects: a product that was finished again has another weight.
+        if laid_out != self._for_native[0]:
+            self._for_native = laid_out, self._find_native_weights()
+        return self._for_native[1]
+
+    def _find_native_weights(self) -> DecoderWeights | None:
         layers = []
         for layer in self._decoder_layers():
             laid_out = [layer.product(stack).laid_out for stack in Stack]

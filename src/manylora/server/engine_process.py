@@ -7,6 +7,7 @@ and networks; what they have to say goes with the next frame. With nothing to do
 When the pipe closes, the process ends: its parent has died, or wants it to end. It hears no signal but SIGKILL.
 """
 
+import gc
 import logging
 import os
 import signal
@@ -341,6 +342,10 @@ def main() -> int:
         assert isinstance(setup, EngineSetup)
         configure_logs(setup.log_format)
         process, ready = build(setup, channel)
+        # What is there now lives as long as the process. Beside torch and transformers a collection that looks through
+        # all of it takes as long as a short prompt, and no request is to meet one.
+        gc.collect()
+        gc.freeze()
         channel.send(ready)
         process.run()
     except ChannelClosed:

@@ -10,7 +10,6 @@
 comes, or fails alone: the others go on.
 """
 
-import gc
 import time
 from collections import deque
 from collections.abc import Mapping
@@ -217,13 +216,9 @@ class Engine:
         return self._pool.num_pages
 
     def warm_up(self) -> None:
-        """Take all of the pool's memory from the system, and look through all objects for garbage, so that no step
-        waits for either. The objects that are there are left out of later collections. Before the first request."""
+        """Take all of the pool's memory from the system now, so that no step waits for it. Before the first request."""
         assert not self._open, "the pool is in use"
         self._pool.touch()
-        # Beside torch and transformers a collection of all generations takes as long as a short prompt.
-        gc.collect()
-        gc.freeze()
 
     def has_work(self) -> bool:
         """Whether any request has not ended, or what was ordered of adapters has not been done."""

@@ -8,6 +8,7 @@ in memory: what a disk takes is not measured.
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -178,4 +179,9 @@ def _engine(model: Llama, config: FirstTokenConfig, report: Report) -> Iterator[
         engine_config = EngineConfig(pool_bytes=pool_bytes, prefix_caching=False)
         with torch.inference_mode(), Engine(model, None, Library(folder), engine_config) as engine:
             engine.warm_up()
-            yield engine
+            gc.collect()
+            gc.freeze()  # as the server does: server/engine_process.py
+            try:
+                yield engine
+            finally:
+                gc.unfreeze()

