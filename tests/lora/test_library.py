@@ -664,14 +664,24 @@ def test_an_identity_may_be_found_out_beside_other_things(root):
     write_adapter(root / "one", seed=1)
     known = Library(root).load("one").identity
     library, gate = Library(root), threading.Event()
-    for _ in range(reader.MAX_HASHERS):
-        library._reader._hashers.submit(gate.wait)
     ref = library.locate("one")
 
-    adapter = library.load(ref, hashed=False)
+    def hold_hashers() -> None:
+        for _ in range(reader.MAX_HASHERS):
+            library._reader._hashers.submit(gate.wait, 30)
 
-    assert library.identity(ref) is None
-    gate.set()
-    assert adapter.identity == known
-    assert library.identity(ref) == known
-    assert library.load(ref).identity == known
+    hold_hashers()
+    try:
+        adapter = library.load(ref, hashed=False)
+        assert library.identity(ref) is None
+        gate.set()
+        assert adapter.identity == known
+        assert library.identity(ref) == known
+
+        gate.clear()
+        hold_hashers()
+        again = library.load(ref, hashed=False)
+        assert library.identity(ref) == known, "what is known stays so while it is read again"
+    finally:
+        gate.set()
+    assert again.identity == known

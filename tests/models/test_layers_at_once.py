@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import replace
 
 import pytest
@@ -11,7 +12,7 @@ from torch import Tensor
 from manylora.errors import ConfigError
 from manylora.kernels import KvLayout, PagedSequences, native, ops
 from manylora.kernels.native import decoder, tiles
-from manylora.kernels.native.decoder import StepAttention
+from manylora.kernels.native.decoder import StepAttention, StepLora
 from manylora.kernels.native.int8 import Int8Weight
 from manylora.models import llama as llama_module
 from manylora.models.adapter_pages import AdapterPages
@@ -33,6 +34,7 @@ CONFIGS = {
     "head_dim of its own": tiny_config(head_dim=8, num_layers=3),
     "tied": tiny_config(tie_embeddings=True),
 }
+TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 LENGTHS = [(7, 7), (20, 20), (1, 1)], [(8, 1), (23, 3), (2, 1)]
 """Of each step and sequence: tokens with the new ones, and new tokens."""
 
@@ -80,9 +82,9 @@ def pages_for(model: Llama, kv_dtype: torch.dtype) -> Tensor:
     return torch.zeros(18, layout.page_bytes, dtype=torch.uint8)
 
 
-def lora_of(config: LlamaConfig, num_rows: int, *, ranks: tuple[int, ...] = (3, 9)) -> LoraBatch:
+def lora_of(config: LlamaConfig, num_rows: int, *, targets: tuple[str, ...] = TARGETS) -> LoraBatch:
     """The first half of the rows runs a mixture, then one row the base, all others one adapter."""
-    adapters = [tiny_adapter(config, rank=rank, seed=rank) for rank in ranks]
+    adapters = [tiny_adapter(config, rank=rank, seed=rank, targets=targets) for rank in (3, 9)]
     # The second one leaves some stacks alone.
     sites = {
         site: pair
@@ -207,12 +209,13 @@ def test_a_rank_row_beyond_the_pool_is_refused_in_words(calls):
     ("changes", "num_rows", "message"),
     [
         ({"pages": torch.zeros(18, 64, dtype=torch.uint8)}, 28, "pages must be contiguous"),
-        ({"slot_page": torch.zeros(5, dtype=torch.long)}, 28, "x has 28 rows, but"),
+        ({"slot_page": torch.zeros(5, dtype=torch.long)}, 28, r"slot_page must be \[28\] torch.int64"),
+        ({"slot_index": torch.zeros(28, dtype=torch.int32)}, 28, r"slot_index must be \[28\] torch.int64"),
         ({"layout": KvLayout(2, 4, 4, 8, torch.float32)}, 28, "is not of 2 heads of 16"),
-        ({}, 27, "x has 27 rows, but"),
+        ({}, 27, r"slot_page must be \[27\]"),
     ],
 )
-def test_refuses_what_does_not_fit(changes, num_rows, message):
+def test_refuses_what_does_not_fit(changes, num_rows, message, calls):
     model = model_of(tiny_config())
     step = step_of(model, LENGTHS[0], torch.float32, pages_for(model, torch.float32))
     with pytest.raises(ConfigError, match=message):
@@ -221,6 +224,7 @@ def test_refuses_what_does_not_fit(changes, num_rows, message):
             torch.arange(num_rows),
             PagedAttention(replace(step, **changes)),
         )
+    assert calls, "refused by the one call, not by a later one"
 
 
 def test_refuses_adapters_of_more_rows_or_of_another_model():
@@ -228,8 +232,34 @@ def test_refuses_adapters_of_more_rows_or_of_another_model():
     step = step_of(model, LENGTHS[0], torch.float32, pages_for(model, torch.float32))
     tokens, positions = torch.zeros(28, dtype=torch.long), torch.arange(28)
     more = StackedLora(lora_of(model.config, 40), model.config)
-    with pytest.raises(ConfigError, match="x has 28 rows"):
+    with pytest.raises(ConfigError, match="x has 28 rows, but the segments name 40"):
         model(tokens, positions, PagedAttention(step), more)
     deeper = tiny_config(num_layers=3)
-    with pytest.raises(ConfigError, match="must be of 8 stacks, 14 sites"):
+    with pytest.raises(ConfigError, match=r"must be of 8 stacks, 14 sites .*, got those of 12 stacks, 21"):
         model(tokens, positions, PagedAttention(step), StackedLora(lora_of(deeper, 28), deeper))
+    batch, weights = lora_of(model.config, 28), model.native_weights()
+    assert weights is not None
+    rows = batch.adapters.rows
+    regrouped = replace(rows, first_site=[0, 1, 4, *rows.first_site[3:]])
+    with pytest.raises(ConfigError, match="must be of 8 stacks"):
+        StepLora(weights, torch.zeros(1, 64, dtype=torch.uint8), regrouped, batch.segments)
+    with pytest.raises(ConfigError, match=r"b_end must be \[14, 2\] torch.int32"):
+        replace(rows, b_end=rows.b_end.long())
+
+
+def test_stacks_that_no_adapter_touches_are_passed_over():
+    model = model_of(tiny_config())
+    weights = model.native_weights()
+    assert weights is not None
+    step = lora_of(model.config, 28, targets=("q_proj", "v_proj")).for_decoder(weights)
+    assert step._stacks[:, 3].tolist() == [3, 0, 0, 0] * 2
+
+
+def test_a_copy_has_addresses_of_its_own():
+    model = model_of(tiny_config())
+    two_steps(model, torch.float32, at_once=True, with_lora=False)
+    copied = deepcopy(model)
+    ours, theirs = model.native_weights(), copied.native_weights()
+    assert ours is not None
+    assert theirs is not None
+    assert not (ours.table == theirs.table)[:, [0, 1, 2, 5, 8, 11]].any()

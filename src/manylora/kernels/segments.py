@@ -250,13 +250,9 @@ class StackRows:
 
     def __post_init__(self) -> None:
         shape = (len(self.columns), self.a.begin.shape[0])
-        for name in ("b_begin", "b_end", "h_column", "scaling"):
-            tensor, dtype = getattr(self, name), torch.float32 if name == "scaling" else torch.int32
-            if tensor.shape != shape or tensor.dtype != dtype or not tensor.is_contiguous():
-                raise ConfigError(
-                    f"StackRows.{name} must be {list(shape)} {dtype}, contiguous, got {list(tensor.shape)} "
-                    f"{tensor.dtype}"
-                )
+        for name in ("b_begin", "b_end", "h_column"):
+            _check_table(f"StackRows.{name}", getattr(self, name), shape, torch.int32)
+        _check_table("StackRows.scaling", self.scaling, shape, torch.float32)
 
     @classmethod
     def of(cls, a: RankRows, sites: Sequence[SiteRows]) -> Self:
@@ -332,6 +328,13 @@ class StepRows:
     h_column: Tensor  # [M, S]  int32, as in StackRows
     scaling: Tensor  # [M, S]  fp32
 
+    def __post_init__(self) -> None:
+        check_index("StepRows.offset", self.offset, torch.int64)
+        K, M, S = len(self.first_site) - 1, self.first_site[-1], self.a_begin.shape[-1]
+        for name, num_rows in (("a_begin", K), ("a_end", K), ("b_begin", M), ("b_end", M), ("h_column", M)):
+            _check_table(f"StepRows.{name}", getattr(self, name), (num_rows, S), torch.int32)
+        _check_table("StepRows.scaling", self.scaling, (M, S), torch.float32)
+
     def stack(self, number: int, columns: Sequence[tuple[int, int]]) -> StackRows:
         """One stack, whose sites have these columns of its outputs."""
         sites = slice(self.first_site[number], self.first_site[number + 1])
@@ -364,6 +367,13 @@ def check_index(name: str, tensor: Tensor, dtype: torch.dtype, length: int | Non
         strides = "" if tensor.is_contiguous() else f" of strides {tensor.stride()}"
         raise ConfigError(
             f"{name} must be {wanted} {dtype}, contiguous, got {list(tensor.shape)} {tensor.dtype}{strides}"
+        )
+
+
+def _check_table(name: str, tensor: Tensor, shape: tuple[int, int], dtype: torch.dtype) -> None:
+    if tensor.shape != shape or tensor.dtype != dtype or not tensor.is_contiguous():
+        raise ConfigError(
+            f"{name} must be {list(shape)} {dtype}, contiguous, got {list(tensor.shape)} {tensor.dtype}"
         )
 
 

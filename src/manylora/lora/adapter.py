@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from functools import cached_property
@@ -52,13 +52,25 @@ class Adapter:
     def identity(self) -> AdapterId:
         """Equal for equal sites, shapes, dtypes, kernels, scalings and bits, whatever file held them."""
         begun: Future[AdapterId] | None = self.__dict__.get("_hashing")
-        return self._hash() if begun is None else begun.result()
+        if begun is None:
+            return self._hash()
+        found = begun.result()
+        self.__dict__.pop("_hashing", None)
+        return found
 
-    def begin_identity(self, executor: Executor) -> Future[AdapterId]:
-        """Find the identity out on another thread, beside what else is to be done. Who asks for it meanwhile waits."""
-        hashing = executor.submit(self._hash)
-        object.__setattr__(self, "_hashing", hashing)
-        return hashing
+    def begin_identity(self, executor: Executor, on_found: Callable[[AdapterId], None]) -> None:
+        """Find the identity out on another thread, beside what else is to be done. Who asks for it meanwhile waits.
+
+        Args:
+            on_found: called with it, before anybody who waits is told.
+        """
+
+        def find() -> AdapterId:
+            identity = self._hash()
+            on_found(identity)
+            return identity
+
+        object.__setattr__(self, "_hashing", executor.submit(find))
 
     def _hash(self) -> AdapterId:
         digest = sha256(self.packed.table.description)

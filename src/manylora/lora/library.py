@@ -208,7 +208,7 @@ class Library:
         raise AssertionError("the last attempt returns or raises")
 
     def identity(self, ref: AdapterRef) -> AdapterId | None:
-        """Return the identity of what `ref` names if this library has loaded it before, else None."""
+        """Return the identity of what `ref` names if this library has loaded it before, and hashed it, else None."""
         return self._reader.identity(ref)
 
     def add(self, name: str, adapter: Adapter | str | Path) -> None:

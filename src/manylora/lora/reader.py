@@ -7,6 +7,7 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal
 
 from manylora.errors import AdapterFormatError, AdapterNotFoundError
@@ -78,9 +79,7 @@ class Reader:
         self._lock = threading.Lock()
         self._reading: dict[AdapterRef, Future[Adapter]] = {}
         self._hashers = ThreadPoolExecutor(MAX_HASHERS, "adapter-hasher")
-        self._identities: OrderedDict[tuple[str, str], Future[AdapterId]] = (
-            OrderedDict()
-        )  # by (location, version)
+        self._identities: OrderedDict[tuple[str, str], AdapterId] = OrderedDict()  # by (location, version)
 
     def load(self, ref: AdapterRef, *, hashed: bool = True) -> Adapter:
         """Read and validate what `ref` names; arguments and errors as in `Library.load`."""
@@ -110,8 +109,7 @@ class Reader:
         if ref.adapter is not None:
             return ref.adapter.identity
         with self._lock:
-            hashing = self._identities.get((ref.location, ref.version))
-        return hashing.result() if hashing is not None and hashing.done() else None
+            return self._identities.get((ref.location, ref.version))
 
     def _read(self, ref: AdapterRef) -> Adapter:
         self._limits.check_bytes(ref.name, ref.num_bytes)
@@ -119,12 +117,14 @@ class Reader:
             if self._limits.max_rank is not None:
                 self._limits.check_ranks(ref.name, peek_adapter(path).ranks)
             adapter = load_adapter(path, name=ref.name)
-        hashing = adapter.begin_identity(self._hashers)
+        adapter.begin_identity(self._hashers, partial(self._note, ref))
+        return adapter
+
+    def _note(self, ref: AdapterRef, identity: AdapterId) -> None:
         with self._lock:
-            self._identities[ref.location, ref.version] = hashing
+            self._identities[ref.location, ref.version] = identity
             if len(self._identities) > MAX_KNOWN_IDENTITIES:
                 self._identities.popitem(last=False)
-        return adapter
 
     def _source_of(self, ref: AdapterRef) -> Source:
         for source in self._sources:

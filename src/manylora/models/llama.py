@@ -1,4 +1,8 @@
-"""The decoder of the Llama family, on flat rows. Knows no request, page or adapter: attention and LoRA are given."""
+"""The decoder of the Llama family, on flat rows. Knows no request, page or adapter: attention and LoRA are given.
+
+Layer by layer in Python, which any attention and LoRA can be given to; or, where these are the pool's own and all parts
+are native, all layers in one call (`_run_layers`).
+"""
 
 # Shapes: T rows (tokens of all sequences, one after the other), H query heads, KVH key/value heads, HD head_dim,
 # D hidden_size, I intermediate_size, N rows whose logits are wanted.
@@ -6,7 +10,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 import torch
 import torch.nn.functional as F
@@ -65,6 +69,10 @@ class Llama(nn.Module):
         self._products = [layer.product(stack) for layer in self._decoder_layers() for stack in Stack]
         self._for_native: tuple[list[LaidOutWeight | None], DecoderWeights | None] = [], None
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the addresses of its weights, which a copy has elsewhere."""
+        return self.__dict__ | {"_for_native": ([], None)}
+
     @property
     def dtype(self) -> torch.dtype:
         return self.embedding.dtype
@@ -104,9 +112,9 @@ class Llama(nn.Module):
     def at_once(self, attention: Attention, lora: LoraHook | None) -> DecoderWeights | None:
         """What a pass with these runs all its layers of in one native call; None: it runs them one by one."""
         all_native = (
-            isinstance(attention, PagedAttention)
+            type(attention) is PagedAttention
             and attention.step.layout.dtype in KV_DTYPES
-            and (lora is None or isinstance(lora, StackedLora))
+            and (lora is None or type(lora) is StackedLora)
             and "native" in ops.available_backends()
         )
         return self.native_weights() if all_native else None

@@ -212,9 +212,9 @@ class Residency:
     def _evict(self, eviction: _Eviction) -> int | None:
         """Return the bytes given back; None while somebody uses the adapter."""
         adapters = self._memory.adapters
-        if self._loader.is_demanded(eviction.adapter):
+        identity = eviction.identity(self._library)  # once: it may become known at any moment
+        if self._loader.is_demanded(identity or eviction.adapter):
             return None
-        identity = eviction.identity(self._library)
         pages = None if identity is None else adapters.pages(identity)
         if identity is None or pages is None or adapters.is_pinned(identity):
             return 0

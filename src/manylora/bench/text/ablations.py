@@ -57,9 +57,17 @@ class WithoutNative(Replaced):
 
 
 class WithoutOnecall(Replaced):
-    """The same kernels, called by Python layer by layer."""
+    """The same kernels, called by Python layer by layer: as if KV of no dtype could be written in the one call."""
 
     parts = {"manylora.models.llama:KV_DTYPES": ()}  # noqa: RUF012
+
+    def __init__(self, job: Job) -> None:
+        super().__init__(job)
+        if self.model.native_weights() is None:
+            raise ConfigError(
+                f"without onecall: on this processor the layers of {job.model} in {job.dtype} are no native call; "
+                "choose --dtype int8"
+            )
 
 
 class UngroupedBuilder(LoraBatchBuilder):

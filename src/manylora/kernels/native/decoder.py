@@ -19,7 +19,7 @@ from manylora.kernels import native
 from manylora.kernels.kv import KvLayout, PagedSequences
 from manylora.kernels.native.int8 import Int8Weight
 from manylora.kernels.native.tiles import TileWeight
-from manylora.kernels.segments import Segments, StepRows
+from manylora.kernels.segments import Segments, StepRows, check_index
 
 KV_DTYPES = (torch.float32, torch.bfloat16)
 """Of keys and values that native code writes."""
@@ -97,10 +97,13 @@ class StepLora:
             ConfigError: tables that do not fit the model or each other. Whether rank rows lie in the pool: `is_inside`.
         """
         S, K, M = segments.num_segments, len(weights.inputs), len(weights.site_columns)
-        if rows.a_begin.shape != (K, S) or rows.b_begin.shape != (M, S):
+        first = np.asarray(rows.first_site)
+        if rows.a_begin.shape != (K, S) or np.diff(first).tolist() != [len(c) for c in weights.columns] * (
+            K // 4
+        ):
             raise ConfigError(
-                f"the rank rows of a step must be of {K} stacks, {M} sites and {S} segments, got "
-                f"{list(rows.a_begin.shape)} and {list(rows.b_begin.shape)}"
+                f"the rank rows of a step must be of {K} stacks, {M} sites and {S} segments, got those of "
+                f"{len(first) - 1} stacks, {first[-1]} sites and {rows.a_begin.shape[1]} segments"
             )
         _ = segments.entry_start  # checks where the segments begin
         self._kept = weights, pages, rows, segments
@@ -110,12 +113,12 @@ class StepLora:
         self._sites[:, :2] = weights.site_columns
         for column, table in enumerate(tables, start=2):
             self._sites[:, column] = table.data_ptr() + row_bytes * np.arange(M)
-        first = np.asarray(rows.first_site)
         self._stacks = np.empty((K, 4), dtype=np.int64)  # `StackOfStep` of decoder.hpp
         for column, table in enumerate((rows.a_begin, rows.a_end)):
             self._stacks[:, column] = table.data_ptr() + row_bytes * np.arange(K)
         self._stacks[:, 2] = self._sites.ctypes.data + self._sites.strides[0] * first[:-1]
-        self._stacks[:, 3] = np.diff(first)
+        is_touched = (rows.a_begin != rows.a_end).any(dim=1).numpy()
+        self._stacks[:, 3] = np.where(is_touched, np.diff(first), 0)
         self._segments = native._segments(segments)
 
     @cached_property
@@ -160,26 +163,33 @@ def run_layers(
     """
     T, D = x.shape
     layout, sequences, pages = attention.layout, attention.sequences, attention.pages
+    half = weights.head_dim // 2
+    for name, tensor, width in (("x", x, weights.inputs[0]), ("cos", cos, half), ("sin", sin, half)):
+        if tensor.shape != (T, width) or tensor.dtype != torch.float32 or not tensor.is_contiguous():
+            raise ConfigError(
+                f"{name} must be [{T}, {width}] torch.float32, contiguous, got {list(tensor.shape)} {tensor.dtype}"
+            )
+    if layout.dtype not in KV_DTYPES:
+        raise ConfigError(f"keys and values must be one of {KV_DTYPES}, got {layout.dtype}")
     layout.check_pages(pages)
     layout.check_layer(len(weights.layers) - 1)
     if (layout.num_kv_heads, layout.head_dim) != (weights.num_kv_heads, weights.head_dim):
         raise ConfigError(f"{layout} is not of {weights.num_kv_heads} heads of {weights.head_dim}")
-    named = (
-        sequences.query_bounds[-1],
-        attention.slot_page.shape[0],
-        attention.slot_index.shape[0],
-        cos.shape[0],
-    )
-    if any(count != T for count in named) or (lora is not None and lora.num_rows > T):
-        raise ConfigError(f"x has {T} rows, but sequences, slots and rotation have {named}")
+    check_index("slot_page", attention.slot_page, torch.int64, T)
+    check_index("slot_index", attention.slot_index, torch.int64, T)
+    if sequences.query_bounds[-1] != T:
+        raise ConfigError(f"x has {T} rows, but the sequences have {sequences.query_bounds[-1]} new tokens")
+    if lora is not None and lora.num_rows > T:
+        raise ConfigError(f"x has {T} rows, but the segments name {lora.num_rows}")
     key = ("native", len(pages), layout.page_tokens)
     if key not in sequences.kept:
         sequences.kept[key] = sequences.check_pages(len(pages), layout.page_tokens)
     delta, block_table = torch.empty(T, D), sequences.block_table
+    keys, values, page_bytes, page_tokens, *_, kv_dtype = native._plane(pages, layout, 0)
     native._core.run_layers(
         weights.table.ctypes.data, len(weights.layers), D, int(weights.inputs[3]), weights.num_heads,
         weights.num_kv_heads, weights.head_dim, weights.eps, weights.in_tiles, x.data_ptr(), delta.data_ptr(), T,
-        cos.data_ptr(), sin.data_ptr(), *native._plane(pages, layout, 0)[:4], native._plane(pages, layout, 0)[6],
+        cos.data_ptr(), sin.data_ptr(), keys, values, page_bytes, page_tokens, kv_dtype,
         len(block_table), block_table.data_ptr(), block_table.stride(0), sequences.query_start.data_ptr(),
         sequences.context_len.data_ptr(), attention.slot_page.data_ptr(), attention.slot_index.data_ptr(),
         attention.scale, *(NO_LORA if lora is None else lora.arguments),

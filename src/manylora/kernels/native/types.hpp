@@ -1,5 +1,5 @@
 // What the kernels are handed: raw pointers and sizes. Who owns the memory, and that it is large enough, is settled
-// in Python (ops.py) before a call.
+// in Python (ops.py, native/decoder.py) before a call.
 #pragma once
 
 #include <cstdint>
