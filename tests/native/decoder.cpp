@@ -105,6 +105,8 @@ void test_decoder(const Kernels& kernels, Random& random) {
   expect(!are_inside(lora, 4 * num_layers, inputs.data(), 4, pool.size() - widest * 4), "and then are not", kernels.isa);
 
   Block<float> delta(rows * hidden), want(rows * hidden);
+  for (const Block<float>* block : {&delta, &want}) std::memset(block->data(), 0, block->size() * sizeof(float));
+  for (const Block<uint8_t>* pool_of : {&pages, &want_pages}) std::memset(pool_of->data(), 0, pool_of->size());
   const DecoderRows of_step = {rows, cos.data(), sin.data(), plane_in(pages, 0), sequences, slot_page.data(),
                                slot_index.data(), 0.25f};
   DecoderSeconds seconds = {0, 0, 0};
@@ -131,6 +133,9 @@ void test_decoder(const Kernels& kernels, Random& random) {
   for (int64_t i = 0; i < num_layers; i++) {
     Block<float> normed(rows * hidden), heads_of(rows * qkv), attended(rows * q), gate_up(rows * 2 * inner),
         gated(rows * inner);
+    // A kernel that does nothing, as when failures are to be found, must leave numbers for those after it.
+    for (const Block<float>* block : {&normed, &heads_of, &attended, &gate_up, &gated})
+      std::memset(block->data(), 0, block->size() * sizeof(float));
     const KvPlane plane = plane_in(want_pages, i);
     kernels.add_rms_norm({want_x.data(), hidden}, {i ? want.data() : nullptr, hidden}, {normed.data(), hidden}, rows,
                          hidden, norms[2 * i].data(), 1e-5f, threads);
