@@ -97,10 +97,8 @@ class StepLora:
             ConfigError: tables that do not fit the model or each other. Whether rank rows lie in the pool: `is_inside`.
         """
         S, K, M = segments.num_segments, len(weights.inputs), len(weights.site_columns)
-        first = np.asarray(rows.first_site)
-        if rows.a_begin.shape != (K, S) or np.diff(first).tolist() != [len(c) for c in weights.columns] * (
-            K // 4
-        ):
+        first, sizes = np.asarray(rows.first_site), [len(columns) for columns in weights.columns]
+        if rows.a_begin.shape != (K, S) or np.diff(first).tolist() != sizes * len(weights.layers):
             raise ConfigError(
                 f"the rank rows of a step must be of {K} stacks, {M} sites and {S} segments, got those of "
                 f"{len(first) - 1} stacks, {first[-1]} sites and {rows.a_begin.shape[1]} segments"
