@@ -1,6 +1,7 @@
 #!/bin/sh
 # What does each idea bring? The engine beside itself without one at a time. 32 adapters, so that each is named by
-# four requests; for the one pool, memory that does not hold everything.
+# four requests; for the one pool, memory that does not hold everything. onecall wants a processor with AMX here: without,
+# the layers of a float32 model are no native call.
 set -eu
 MODEL=${MODEL:-smollm2-135m-instruct}
 manylora bench text --model "$MODEL" --adapters 32 --rank 8 --requests 128 --prompt-tokens 64 --output-tokens 64 \

@@ -18,6 +18,7 @@ from manylora.lora.sources import Found, Source
 
 MAX_KNOWN_IDENTITIES = 65_536
 MAX_HASHERS = 4
+"""Threads that find identities out."""
 
 
 @dataclass(frozen=True, slots=True)

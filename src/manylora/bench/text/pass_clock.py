@@ -113,9 +113,8 @@ class PassClock:
     def _end(self, *_: object) -> None:
         now = self.passes[-1]
         now.forward_s = time.perf_counter() - self._began_s
-        products_s, lora_s, attention_s = (
-            self._layer_seconds.tolist()
-        )  # nothing, if layers were called one by one
+        # Zeros, if layers were called one by one.
+        products_s, lora_s, attention_s = self._layer_seconds.tolist()
         now.base_s += products_s
         now.lora_s += lora_s
         now.attention_s += attention_s

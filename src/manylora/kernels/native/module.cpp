@@ -199,13 +199,14 @@ NB_MODULE(_core, m) {
       free_gil);
   m.def(
       "run_layers",
-      [](A layers, I num_layers, I hidden, I intermediate, I num_heads, I num_kv_heads, I head_dim, float eps,
+      [tile_product = supported().front()->tile_product](
+         A layers, I num_layers, I hidden, I intermediate, I num_heads, I num_kv_heads, I head_dim, float eps,
          bool in_tiles, A x, A delta, I num_rows, A cos, A sin, A keys, A values, I page_bytes, I page_tokens,
          int kv_dtype, I num_sequences, A block_table, I table_width, A query_start, A context_len, A slot_page,
          A slot_index, float scale, A pages, A offset, A stacks, I num_segments, A rows, A row_start, A weight,
          A row_dtype, bool each_row_once, A seconds, int threads) {
         Kernels kernels = *active;
-        kernels.tile_product = supported().front()->tile_product;
+        kernels.tile_product = tile_product;
         const DecoderShape shape = {hidden, intermediate, num_heads, num_kv_heads, head_dim, eps, in_tiles};
         const DecoderRows of_step = {
             num_rows, at<const float>(cos), at<const float>(sin),
