@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import resource
 import threading
+import weakref
 from collections import defaultdict, deque
 from collections.abc import Iterator
 from dataclasses import replace
@@ -131,6 +133,19 @@ def test_a_warm_engine_finds_no_memory_while_it_runs() -> None:
         warm.warm_up()
         assert faults(warm) < faults(cold) / 2
         assert run(warm) == WANTED
+
+
+def test_the_pool_of_an_engine_that_is_dropped_is_given_back_at_once() -> None:
+    gc.disable()  # it might find the pool by chance
+    try:
+        with engine() as served:
+            assert run(served) == WANTED
+            pages = weakref.ref(served._pool.pages)
+        assert pages() is not None
+        del served
+        assert pages() is None
+    finally:
+        gc.enable()
 
 
 def test_alone_equals_in_a_batch() -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 import numpy as np
@@ -94,8 +94,10 @@ class AdapterPages:
         self.pages = pages
         self.row_dtype = row_dtype
         self.stacks = tuple(tuple(stack) for stack in stacks)
-        # Adapters that one recipe made share their table, and then all but their values.
-        self._plan = lru_cache(maxsize=MAX_PLANS)(self._plan_for)
+        # Adapters that one recipe made share their table, and then all but their values. A cache of a method would hold
+        # its object, and with it the pool until the next garbage collection.
+        plan_for = partial(_plan_for, self.stacks, self.page_bytes, row_dtype)
+        self._plan = lru_cache(maxsize=MAX_PLANS)(plan_for)
 
     @property
     def page_bytes(self) -> int:
@@ -133,55 +135,6 @@ class AdapterPages:
             image.identity, ids[image.page] * self.page_bytes + image.offset, image.index
         )
 
-    def _plan_for(self, table: PairTable) -> _Plan:
-        """Decide where the rank rows of adapters with this table lie, in the order in which the kernels read them.
-
-        Stack by stack: lora_a of all its sites, since one shrink reads them together, then lora_b of each.
-        """
-        num_sites = sum(len(stack) for stack in self.stacks)
-        stack_range = np.zeros((2, len(self.stacks)), dtype=np.int64)
-        site_range = np.zeros((2, num_sites), dtype=np.int64)
-        column = np.zeros(num_sites, dtype=np.int64)
-        scaling = np.zeros(num_sites, dtype=np.float32)
-        runs: list[_Run] = []
-        num_rows, site = 0, 0
-        for k, stack in enumerate(self.stacks):
-            present = [
-                (m, name, table.sites[name]) for m, name in enumerate(stack, site) if name in table.sites
-            ]
-            site += len(stack)
-            stack_range[0, k] = num_rows
-            for m, name, header in present:
-                column[m], scaling[m] = num_rows - stack_range[0, k], header.scaling
-                runs.append(_Run(table.begin[name], header.in_features, 1, header.rank, header.in_features))
-                num_rows += header.rank
-            stack_range[1, k] = num_rows
-            for m, name, header in present:
-                # Columns of lora_b [out, rank] are its rank rows.
-                begin = table.begin[name] + header.rank * header.in_features
-                runs.append(_Run(begin, 1, header.rank, header.rank, header.out_features))
-                site_range[:, m] = num_rows, num_rows + header.rank
-                num_rows += header.rank
-        dtype = self.row_dtype or table.dtype
-        placement = place_rank_rows(
-            [(run.num_rows, bytes_of_row(dtype, run.length)) for run in runs], self.page_bytes
-        )
-        return _Plan(
-            placement.num_pages,
-            placement.page,
-            placement.offset,
-            _placed_rows(runs, placement.page * np.int64(self.page_bytes) + placement.offset),
-            RowIndex(
-                stack_begin=stack_range[0],
-                stack_end=stack_range[1],
-                site_begin=site_range[0],
-                site_end=site_range[1],
-                site_column=column,
-                scaling=scaling,
-                dtype_code=ROW_DTYPES.index(dtype),
-            ),
-        )
-
 
 class _Run(NamedTuple):
     """Rank rows that one pair gives, side by side: what `PlacedRows` says of each."""
@@ -192,6 +145,58 @@ class _Run(NamedTuple):
     stride: int
     num_rows: int
     length: int
+
+
+def _plan_for(
+    stacks: Sequence[Sequence[str]], page_bytes: int, row_dtype: torch.dtype | None, table: PairTable
+) -> _Plan:
+    """Decide where the rank rows of adapters with this table lie, in the order in which the kernels read them.
+
+    Stack by stack: lora_a of all its sites, since one shrink reads them together, then lora_b of each.
+    """
+    num_sites = sum(len(stack) for stack in stacks)
+    stack_range = np.zeros((2, len(stacks)), dtype=np.int64)
+    site_range = np.zeros((2, num_sites), dtype=np.int64)
+    column = np.zeros(num_sites, dtype=np.int64)
+    scaling = np.zeros(num_sites, dtype=np.float32)
+    runs: list[_Run] = []
+    num_rows, site = 0, 0
+    for k, stack in enumerate(stacks):
+        present = [
+            (m, name, table.sites[name]) for m, name in enumerate(stack, site) if name in table.sites
+        ]
+        site += len(stack)
+        stack_range[0, k] = num_rows
+        for m, name, header in present:
+            column[m], scaling[m] = num_rows - stack_range[0, k], header.scaling
+            runs.append(_Run(table.begin[name], header.in_features, 1, header.rank, header.in_features))
+            num_rows += header.rank
+        stack_range[1, k] = num_rows
+        for m, name, header in present:
+            # Columns of lora_b [out, rank] are its rank rows.
+            begin = table.begin[name] + header.rank * header.in_features
+            runs.append(_Run(begin, 1, header.rank, header.rank, header.out_features))
+            site_range[:, m] = num_rows, num_rows + header.rank
+            num_rows += header.rank
+    dtype = row_dtype or table.dtype
+    placement = place_rank_rows(
+        [(run.num_rows, bytes_of_row(dtype, run.length)) for run in runs], page_bytes
+    )
+    return _Plan(
+        placement.num_pages,
+        placement.page,
+        placement.offset,
+        _placed_rows(runs, placement.page * np.int64(page_bytes) + placement.offset),
+        RowIndex(
+            stack_begin=stack_range[0],
+            stack_end=stack_range[1],
+            site_begin=site_range[0],
+            site_end=site_range[1],
+            site_column=column,
+            scaling=scaling,
+            dtype_code=ROW_DTYPES.index(dtype),
+        ),
+    )
 
 
 def _placed_rows(runs: Sequence[_Run], offset: IntArray) -> PlacedRows:

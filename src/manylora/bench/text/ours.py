@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import time
 
 import torch
@@ -51,7 +50,6 @@ class ManyLora:
 
 def make_engine(model: Llama, library: Library, job: Job) -> Engine:
     """An engine without a prefix cache: what it saved on equal prompts would be no speed."""
-    gc.collect()  # an engine before it is a cycle of objects, and its pool is held until they are found
     config = EngineConfig(
         pool_bytes=job.pool_bytes,
         max_num_seqs=job.max_batch,
