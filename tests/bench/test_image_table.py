@@ -307,6 +307,10 @@ def test_a_phased_lora_is_drawn_by_ddim_in_its_steps(world, tmp_path):
     assert (row.sampler, row.steps, row.guidance, row.is_paired) == ("ddim", 3, 1.0, True)
     with pytest.raises(ConfigError, match=r"phased names \['lcm'\]"):
         rows_of(config_of(world, loras=folder, phased=("lcm",)))
+    both = rows_of(config_of(world, loras=folder, phased=("three", "three:1.1")))
+    (stronger,) = [row for row in both if row.lora == "three:1.1"]
+    assert stronger.label == "phased LoRA at 1.1, 3 steps, unguided"
+    assert (stronger.sampler, stronger.steps) == ("ddim", 3)
 
 
 def test_tables_name_each_row_once():
@@ -333,6 +337,8 @@ def test_tables_name_each_row_once():
         ({"table": "ranks", "full": "x"}, "full"),
         ({"retrained": ("a",)}, "belongs to the table ranks"),
         ({"table": "sweep", "phased": ("a",)}, "phased belongs"),
+        ({"phased": ("a:1+b:0.5",)}, "one by one"),
+        ({"table": "ranks", "phased": ("a:1.1",)}, "without weights"),
         ({"guidance": 0.5}, "guidance"),
         ({"table": "other"}, "table"),
     ],

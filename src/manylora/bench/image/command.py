@@ -27,12 +27,13 @@ from manylora.bench.machine import describe_machine, describe_revision
 from manylora.bench.records import records_folder
 from manylora.errors import ConfigError
 from manylora.lora.library import Library
+from manylora.lora.mixture import Mixture
 from manylora.models.diffusion_base import load_diffusion_base
 from manylora.training.aside import write_text_aside
 
 
 def bench_image(config: ImageBenchConfig) -> dict[str, Any]:
-    """Measure a table; prints it, and as the last line its record, one JSON object. Returns the record."""
+    """Measure a table; print it (unless `json`) and, as the last line, its record, one JSON object. Returns the record."""
     revision = describe_revision()
     if config.record and revision.dirty:
         raise ConfigError(
@@ -62,7 +63,8 @@ def bench_image(config: ImageBenchConfig) -> dict[str, Any]:
         }
         _draw_weights(config, table, rows)
     _keep(config, record, figures)
-    print(_markdown(config, figures))
+    if not config.json:
+        print(_markdown(config, figures))
     print(json.dumps(record, separators=(",", ":")))
     return record
 
@@ -134,7 +136,7 @@ def _library(config: ImageBenchConfig) -> Library:
 
 
 def _fast(config: ImageBenchConfig) -> list[Accelerator]:
-    return _accelerators(config, (config.lcm, *config.phased))
+    return _accelerators(config, (config.lcm, *_phased_names(config)))
 
 
 def _accelerators(config: ImageBenchConfig, names: Sequence[str]) -> list[Accelerator]:
@@ -143,19 +145,23 @@ def _accelerators(config: ImageBenchConfig, names: Sequence[str]) -> list[Accele
 
 
 def _phased(config: ImageBenchConfig) -> list[tuple[str, int]]:
-    """The LoRAs distilled by phases, each with its number of steps.
+    """The LoRAs distilled by phases, as mixtures name them, each with its number of steps.
 
     Raises:
         ConfigError: one of them was not.
     """
-    found = _accelerators(config, config.phased)
+    found = _accelerators(config, _phased_names(config))
     others = [one.name for one in found if one.sampler == "lcm"]
     if others:
         raise ConfigError(
             f"phased names {others}, whose distill.json does not say that they were distilled so; an LCM-LoRA is "
             "named with lcm"
         )
-    return [(one.name, one.steps[0]) for one in found]
+    return [(text, one.steps[0]) for text, one in zip(config.phased, found, strict=True)]
+
+
+def _phased_names(config: ImageBenchConfig) -> list[str]:
+    return [Mixture.parse(text).names[0] for text in config.phased]
 
 
 def command_line(config: ImageBenchConfig) -> str:
@@ -166,7 +172,7 @@ def command_line(config: ImageBenchConfig) -> str:
         field = ImageBenchConfig.__dataclass_fields__[name]
         default = defaults.get(name, field.default)
         given = tuple(value) if isinstance(value, list) else value
-        if name not in ("record", "cache", "out") and given != default:
+        if name not in ("record", "cache", "out", "json") and given != default:
             shown = ",".join(f"{item}" for item in value) if isinstance(value, list) else value
             parts.append(f"--{name.replace('_', '-')} {shown}")
     return " ".join(parts)

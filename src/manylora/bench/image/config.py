@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from manylora.errors import ConfigError
+from manylora.lora.mixture import Mixture
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,8 +41,8 @@ class ImageBenchConfig:
     """Name of the LCM-LoRA in it."""
 
     phased: tuple[str, ...] = ()
-    """Names of LoRAs in it that were distilled by phases, each for as many steps as it has: more rows of the tables
-    `steps`, `universal` and `ranks`."""
+    """LoRAs in it that were distilled by phases, NAME or NAME:WEIGHT, each for as many steps as it has: more rows of
+    the tables `steps`, `universal` and `ranks`."""
 
     ranks: tuple[int, ...] = (8, 4, 2, 1)
     """To which the table `ranks` cuts each acceleration LoRA, by its singular values."""
@@ -95,6 +96,9 @@ class ImageBenchConfig:
     record: bool | None = None
     """Keep the result in benchmarks/records. None: if the working tree is clean."""
 
+    json: bool = False
+    """Print the record alone, one JSON object."""
+
     def __post_init__(self) -> None:
         for name in ("num_seeds", "batch"):
             if getattr(self, name) < 1:
@@ -128,6 +132,13 @@ class ImageBenchConfig:
             raise ConfigError("finetuned belongs to the table universal")
         if self.table not in ("steps", "universal", "ranks") and self.phased:
             raise ConfigError("phased belongs to the tables steps, universal and ranks")
+        for text in self.phased:
+            if len(Mixture.parse(text).names) != 1:
+                raise ConfigError(f"phased takes LoRAs one by one, NAME or NAME:WEIGHT; got {text!r}")
+            if self.table == "ranks" and ":" in text:
+                raise ConfigError(
+                    f"the table ranks looks at LoRAs as they are, without weights; got {text!r}"
+                )
         if self.table != "ranks" and self.retrained:
             raise ConfigError("retrained belongs to the table ranks")
         if self.table != "steps" and self.full:

@@ -60,7 +60,7 @@ def steps_table(
     Args:
         guidance: the teacher's, w + 1.
         lcm: name of the LCM-LoRA; full: folder of a base with all weights distilled, if there is one.
-        phased: LoRAs distilled by phases, each with its number of steps.
+        phased: LoRAs distilled by phases, NAME or NAME:WEIGHT, each with its number of steps.
     """
     rows = [
         ImageRow(label="real pictures", source="real"),
@@ -71,7 +71,7 @@ def steps_table(
         *(_lcm("LCM sampler without LoRA", n, "", guidance=g) for g in (1.0, guidance) for n in (4, 2, 1)),
         *(_lcm("LCM-LoRA", n, lcm) for n in FEW_STEPS),
     ]
-    rows += [fast_row("phased LoRA", "ddim", steps, name) for name, steps in phased]
+    rows += [_phased(lora, steps) for lora, steps in phased]
     if full:
         rows += [replace(_lcm("all weights distilled", n, ""), base=full) for n in (4, 2, 1)]
     return rows
@@ -92,7 +92,7 @@ def universal_table(
 ) -> list[ImageRow]:
     """Return the rows that say whether the LCM-LoRA goes with styles, and with another base, that it has never met."""
     rows = [_free("ddim", MANY_STEPS, guidance), _lcm("LCM-LoRA", 4, lcm)]
-    rows += [fast_row("phased LoRA", "ddim", steps, name) for name, steps in phased]
+    rows += [_phased(lora, steps) for lora, steps in phased]
     for style in styles:
         alone = f"{style}:{STYLE_WEIGHT}"
         rows += [
@@ -136,6 +136,11 @@ def _free(sampler: str, steps: int, guidance: float, prefix: str = "") -> ImageR
 def fast_row(name: str, sampler: str, steps: int, lora: str, look: str | None = None) -> ImageRow:
     """Return a row of an acceleration LoRA, which takes no guidance."""
     return _named(name, sampler, steps, 1.0, lora, look)
+
+
+def _phased(lora: str, steps: int) -> ImageRow:
+    weight = lora.partition(":")[2]
+    return fast_row(f"phased LoRA at {weight}" if weight else "phased LoRA", "ddim", steps, lora)
 
 
 def _lcm(name: str, steps: int, lora: str, guidance: float = 1.0) -> ImageRow:
