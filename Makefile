@@ -6,13 +6,14 @@ BIN := $(VENV)/bin
 CACHE := $(HOME)/.cache/manylora
 MODEL := $(CACHE)/models/SmolLM2-135M-Instruct/model.gguf
 
-.PHONY: demo test check bench show-core show-lcm show-quality show-server show-speed icons styles model install clean help
+.PHONY: demo test check bench bench-image show-core show-lcm show-quality show-server show-speed icons styles model install clean help
 
 help:
 	@echo "make demo       install, then answer chat prompts, each with its own adapter or mixture out of 1,000"
 	@echo "make test       install, then run the tests"
 	@echo "make check      ruff and mypy"
 	@echo "make bench      time the text engine beside transformers and PEFT (20 minutes; needs an idle machine)"
+	@echo "make bench-image  measure the few-step pictures of the base and LoRAs that are shipped (20 minutes; resumes)"
 	@echo "make show-core  show that the core keeps its promises: a line for each, with figure and bound"
 	@echo "make icons      draw the icons and train the small text-to-image base model (an hour; resumes)"
 	@echo "make styles     draw the styles and train a LoRA on each, once the base is there"
@@ -60,6 +61,9 @@ icons: install
 
 styles: install
 	PYTHON=$(abspath $(BIN)/python) examples/styles/run.sh
+
+bench-image: install
+	PYTHON=$(abspath $(BIN)/python) examples/lcm/shipped.sh
 
 show-core: install model
 	$(BIN)/python scripts/show_core.py

@@ -33,7 +33,7 @@ from manylora.training.aside import write_text_aside
 
 
 def bench_image(config: ImageBenchConfig) -> dict[str, Any]:
-    """Measure a table; print it (unless `json`) and, as the last line, its record, one JSON object. Returns the record."""
+    """Measure a table; print it, unless `json`, and last its record as one JSON object. Returns the record."""
     revision = describe_revision()
     if config.record and revision.dirty:
         raise ConfigError(
