@@ -116,7 +116,8 @@ def _adapters(records: Path, pictures: Path) -> list[str]:
     axes.legend()
     file = pictures / "many_adapters.png"
     figure.savefig(file, dpi=120)
-    return [_picture(what, file), f"{said(measured[-1])}. Again: `{command}`.", ""]
+    told = "384 requests; adapters are read while others are served"
+    return [_picture(what, file), f"{said(measured[-1])}; {told}. Again: `{command}`.", ""]
 
 
 def _ablations(records: Path, pictures: Path) -> list[str]:

@@ -2,7 +2,7 @@
 # How good are the few-step pictures of the base and the LoRAs that this repository ships? Prints one JSON object:
 # ./shipped.sh [OPTION of `manylora bench image`...]. What is not shipped is made first, if it is not there: the real
 # pictures, from icons on npm, and the judge that is trained on them alone.
-# ./shipped.sh --train [OPTION...] trains all that is judged anew, base, LoRAs and all, and measures that: hours.
+# ./shipped.sh --train [OPTION...] trains what is judged, base and LoRAs, where it is not there yet, and measures that: hours.
 # Run it again after an interruption: it goes on where it was.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/../.." && pwd)

@@ -197,6 +197,9 @@ def test_the_steps_table_is_measured_and_kept(world, tmp_path, monkeypatch, caps
     record = bench_image(config)
     printed = capsys.readouterr().out
     assert json.loads(printed.splitlines()[-1]) == json.loads(json.dumps(record))
+    assert len(printed.splitlines()) > 40
+    bench_image(replace(config, json=True, record=False, out=None))  # its rows are cached
+    assert json.loads(capsys.readouterr().out)["rows"] == record["rows"]
     (kept,) = (tmp_path / "records").glob("*image-steps.json")
     rows = json.loads(kept.read_text())["rows"]
     assert len(rows) == len(rows_of(config)) == 40
