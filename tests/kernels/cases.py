@@ -236,7 +236,8 @@ def assert_close(got: Tensor, want: Tensor, dtype: torch.dtype, terms: int) -> N
         4.0, want.abs().max().item() if want.numel() else 0.0
     )  # 4: what the sum is added to is about N(0, 1)
     kept = torch.finfo(torch.promote_types(dtype, torch.float32)).eps
-    atol = 2 * (kept * terms**0.5 + torch.finfo(dtype).eps) * largest
+    # 4, as in tests/native: the fuzzer, which looks for the worst of all sums, finds some beyond 2.
+    atol = 4 * (kept * terms**0.5 + torch.finfo(dtype).eps) * largest
     torch.testing.assert_close(got.double(), want.double(), rtol=0, atol=atol)
 
 

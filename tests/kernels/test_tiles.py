@@ -18,11 +18,22 @@ SHAPES = [
     (33, 130, 300),
     (128, 1536, 96),
 ]  # T, D, O
+KINDS = ["float32", "float16", "bfloat16", "int8"]
 has_tiles = pytest.mark.skipif(not tiles.is_available(), reason="this processor has no tiles")
 
 
 def randn(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def laid_out(kind: str, *shape: int) -> TileWeight:
+    """A weight that some dtype holds, or that is rounded to eight bits."""
+    w = randn(*shape, seed=1)
+    return (
+        TileWeight.from_float(w, int8=True)
+        if kind == "int8"
+        else TileWeight.from_float(w.to(getattr(torch, kind)))
+    )
 
 
 def rms(x: torch.Tensor) -> float:
@@ -95,9 +106,9 @@ def test_is_exact_on_integers():
 
 
 @has_tiles
-@pytest.mark.parametrize("int8", [False, True])
-def test_bits_of_a_row_do_not_depend_on_the_batch(int8):
-    x, w = randn(71, 200), TileWeight.from_float(randn(130, 200, seed=1), int8=int8)
+@pytest.mark.parametrize("kind", KINDS)
+def test_bits_of_a_row_do_not_depend_on_the_batch(kind):
+    x, w = randn(71, 200), laid_out(kind, 130, 200)
     together = w.product(x)
     for num_rows in (1, 2, 15, 16, 17, 32, 33, 48, 64):
         assert torch.equal(w.product(x[:num_rows]), together[:num_rows])
@@ -105,9 +116,9 @@ def test_bits_of_a_row_do_not_depend_on_the_batch(int8):
 
 
 @has_tiles
-@pytest.mark.parametrize("int8", [False, True])
-def test_nor_on_the_threads(int8):
-    x, w = randn(71, 200), TileWeight.from_float(randn(1000, 200, seed=1), int8=int8)
+@pytest.mark.parametrize("kind", KINDS)
+def test_nor_on_the_threads(kind):
+    x, w = randn(71, 200), laid_out(kind, 1000, 200)
     before, results = torch.get_num_threads(), []
     try:
         for threads in (1, 2, 3):
@@ -120,10 +131,10 @@ def test_nor_on_the_threads(int8):
 
 
 @has_tiles
-@pytest.mark.parametrize("int8", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
-def test_what_is_no_number_stays_in_its_row_and_shows(int8, bad):
-    x, w = randn(40, 64), TileWeight.from_float(randn(40, 64, seed=1), int8=int8)
+def test_what_is_no_number_stays_in_its_row_and_shows(kind, bad):
+    x, w = randn(40, 64), laid_out(kind, 40, 64)
     before = w.product(x)
     x[3, 36] = bad
     y = w.product(x)
@@ -133,10 +144,48 @@ def test_what_is_no_number_stays_in_its_row_and_shows(int8, bad):
 
 
 @has_tiles
-def test_dense_gives_back_the_weight():
-    w = randn(45, 70)
-    assert torch.equal(TileWeight.from_float(w).dense(), w)
-    assert torch.equal(TileWeight.from_float(w.bfloat16()).dense(), w.bfloat16().float())
+@pytest.mark.parametrize("kind", KINDS[:3])
+def test_dense_gives_back_the_weight(kind):
+    assert torch.equal(
+        laid_out(kind, 45, 70).dense(), randn(45, 70, seed=1).to(getattr(torch, kind)).float()
+    )
+
+
+@has_tiles
+@pytest.mark.parametrize(
+    ("kind", "parts", "bytes_each"), [("bfloat16", 1, 2), ("float16", 2, 4), ("float32", 0, 4)]
+)
+def test_a_weight_is_stored_in_as_few_parts_as_hold_it(kind, parts, bytes_each):
+    weight = laid_out(kind, 64, 96)
+    assert weight.parts == parts
+    assert weight.packed.nbytes == 64 * 96 * bytes_each
+
+
+@has_tiles
+@pytest.mark.parametrize(("T", "D", "O"), SHAPES)
+@pytest.mark.parametrize("kind", ["float16", "bfloat16"])
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_fewer_parts_have_the_bits_of_three(T, D, O, kind, with_bias, monkeypatch):  # noqa: E741
+    """What is left out was zero."""
+    x, w = randn(T, D), randn(O, D, seed=1).to(getattr(torch, kind))
+    bias = randn(O, seed=2) if with_bias else None
+    got = TileWeight.from_float(w, bias).product(x)
+
+    monkeypatch.setattr(tiles, "MAX_STORED_PARTS", 0)
+    of_floats = TileWeight.from_float(w, bias)
+
+    assert of_floats.parts == 0, "nothing to compare with"
+    assert torch.equal(got, of_floats.product(x))
+
+
+@has_tiles
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, 2.0**-130 * 1.7])
+def test_a_value_that_no_parts_hold_is_left_a_float(value):
+    w = randn(40, 64).bfloat16().float()
+    w[7, 11] = value
+    weight = TileWeight.from_float(w)
+    assert weight.parts == 0
+    assert torch.equal(weight.dense().nan_to_num(), w.nan_to_num())
 
 
 @has_tiles

@@ -50,6 +50,19 @@ class Random {
   std::mt19937 engine_;
 };
 
+// A float cut to bfloat16, and back.
+inline uint16_t upper_half(float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, 4);
+  return static_cast<uint16_t>(bits >> 16);
+}
+inline float widened(uint16_t half) {
+  const uint32_t bits = static_cast<uint32_t>(half) << 16;
+  float value;
+  std::memcpy(&value, &bits, 4);
+  return value;
+}
+
 // A value of normal() in a dtype: its bytes at `to`, its value returned. Cut to eight bits of fraction, so that every
 // dtype holds it exactly; for int8 a whole number, which the scale of its row is still to be multiplied with.
 inline float put(Random& random, DType dtype, uint8_t* to) {

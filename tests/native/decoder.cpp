@@ -10,18 +10,23 @@ namespace {
 struct RandomWeight {
   Block<float> floats, scale, bias;
   Block<uint8_t> bytes;
+  Block<uint16_t> parts;  // of the floats, one each
+  bool stores_parts;
 
   RandomWeight(Random& random, int64_t outputs, int64_t inputs)
-      : floats(up(outputs, 32) * up(inputs, 32)), scale(up(outputs, 32)), bias(outputs), bytes(floats.size()) {
+      : floats(up(outputs, 32) * up(inputs, 32)), scale(up(outputs, 32)), bias(outputs), bytes(floats.size()),
+        parts(floats.size()), stores_parts(random.below(2)) {
     for (const Block<float>* block : {&floats, &scale, &bias}) random.fill(*block);
     for (int64_t i = 0; i < floats.size(); i++) floats[i] /= static_cast<float>(inputs);
     for (int64_t i = 0; i < scale.size(); i++) scale[i] /= static_cast<float>(100 * inputs);
+    for (int64_t i = 0; i < parts.size(); i++) parts[i] = upper_half(floats[i]);
     for (int64_t i = 0; i < bytes.size(); i++) bytes[i] = static_cast<uint8_t>(random.between(1, 255));
   }
   static int64_t up(int64_t count, int64_t step) { return (count + step - 1) / step * step; }
   Weight weight(bool in_tiles) const {
-    return {in_tiles ? static_cast<const void*>(floats.data()) : bytes.data(), in_tiles ? nullptr : scale.data(),
-            bias.data()};
+    if (!in_tiles) return {bytes.data(), scale.data(), bias.data(), 0};
+    if (stores_parts) return {parts.data(), nullptr, bias.data(), 1};
+    return {floats.data(), nullptr, bias.data(), 0};
   }
 };
 
@@ -120,7 +125,7 @@ void test_decoder(const Kernels& kernels, Random& random) {
     const int64_t in = inputs[k], out = widths[k % 4];
     const Weight weight = weights[k].weight(in_tiles);
     if (in_tiles)
-      kernels.tile_product({from.data(), in}, rows, {weight.packed, nullptr, weight.bias, out, in}, {to.data(), out},
+      kernels.tile_product({from.data(), in}, rows, {weight.packed, nullptr, weight.bias, weight.parts, out, in}, {to.data(), out},
                            threads);
     else
       kernels.int8_product({from.data(), in}, rows,

@@ -17,6 +17,7 @@ struct Weight {
   const void* packed;
   const float* scale;
   const float* bias;
+  int64_t parts;  // see TileWeight
 };
 
 struct DecoderLayer {
@@ -122,7 +123,8 @@ class DecoderRun {
   void product(const Weight& weight, Rows x, int64_t inputs, Rows y, int64_t outputs, int64_t stack) const {
     timed(&DecoderSeconds::products, [&] {
       if (shape_.in_tiles)
-        kernels_.tile_product(x, rows_.count, {weight.packed, weight.scale, weight.bias, outputs, inputs}, y, threads_);
+        kernels_.tile_product(x, rows_.count, {weight.packed, weight.scale, weight.bias, weight.parts, outputs, inputs}, y,
+                              threads_);
       else
         kernels_.int8_product(x, rows_.count,
                               {static_cast<const uint8_t*>(weight.packed), weight.scale, weight.bias, outputs, inputs},

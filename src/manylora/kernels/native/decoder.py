@@ -56,13 +56,13 @@ class DecoderWeights:
 
     @cached_property
     def table(self) -> NDArray[np.int64]:
-        """`DecoderLayer` of decoder.hpp, of each layer. [L, 14]"""
+        """`DecoderLayer` of decoder.hpp, of each layer. [L, 18]"""
         return np.array(
             [
                 [
                     layer.attention_norm.data_ptr(),
                     layer.mlp_norm.data_ptr(),
-                    *(_address(t) for p in layer.products for t in (p.packed, p.scale, p.bias)),
+                    *(field for product in layer.products for field in _fields(product)),
                 ]
                 for layer in self.layers
             ],
@@ -194,6 +194,12 @@ def run_layers(
         0 if seconds is None else seconds.data_ptr(), torch.get_num_threads(),
     )  # fmt: skip
     return delta
+
+
+def _fields(weight: TileWeight | Int8Weight) -> tuple[int, ...]:
+    """`Weight` of decoder.hpp."""
+    parts = weight.parts if isinstance(weight, TileWeight) else 0
+    return _address(weight.packed), _address(weight.scale), _address(weight.bias), parts
 
 
 def _address(tensor: Tensor | None) -> Any:

@@ -57,7 +57,7 @@ KvPlane plane_at(Address keys, Address values, int64_t page_bytes, int64_t page_
 }
 
 static_assert(sizeof(Site) == 6 * sizeof(int64_t), "native/__init__.py writes a site as six integers of 64 bits");
-static_assert(sizeof(DecoderLayer) == 14 * sizeof(int64_t), "native/decoder.py writes a layer as fourteen");
+static_assert(sizeof(DecoderLayer) == 18 * sizeof(int64_t), "native/decoder.py writes a layer as eighteen");
 static_assert(sizeof(DecoderSeconds) == 3 * sizeof(double), "run_layers is handed three");
 static_assert(sizeof(StackOfStep) == 4 * sizeof(int64_t), "and a stack as four");
 
@@ -190,10 +190,10 @@ NB_MODULE(_core, m) {
   m.def(
       "tile_product",
       [tile_product = supported().front()->tile_product](A x, I x_stride, I num_rows, A packed, A scale, A bias,
-                                                         I outputs, I inputs, A y, I y_stride, int threads) {
+                                                         I parts, I outputs, I inputs, A y, I y_stride, int threads) {
         if (!tile_product) throw std::runtime_error("this processor has no tiles");
         tile_product({at<float>(x), x_stride}, num_rows,
-                     {at<const void>(packed), at<const float>(scale), at<const float>(bias), outputs, inputs},
+                     {at<const void>(packed), at<const float>(scale), at<const float>(bias), parts, outputs, inputs},
                      {at<float>(y), y_stride}, threads);
       },
       free_gil);

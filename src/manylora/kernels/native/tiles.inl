@@ -5,15 +5,19 @@
 // sums six are computed; the other three are below 2^-24 of the whole, as is the rounding of a product of floats (Henry,
 // Tang, Heinecke 2019, "Leveraging the bfloat16 Artificial Intelligence Datatype For Higher-Precision Computations").
 // A weight of eight bits is a bfloat16 as it is; for it, two parts of x will do: they leave out less than 2^-16.
+// Many a weight is the sum of fewer to begin with, since checkpoints are seldom kept in float32: of bfloat16 one is
+// enough, of half precision two. Such parts lie in memory as they are multiplied, and what would be zero is left out.
 //
 // A row's sums run over the inputs in order, whatever else is in the batch, so its bits are the same in any.
 // Weights are packed by native/tiles.py: for each strip of kStrip outputs and each kStep inputs two tiles of 16 outputs.
-// A tile has, for each input i of the first sixteen, those of the 16 outputs and then those of input i + 16.
+// A tile has, for each input i of the first sixteen, those of the 16 outputs and then those of input i + 16; where parts
+// are stored, those two beside each other for each output, and the tiles of a strip and step part after part.
 #pragma once
 
 #include <utility>
 #include <vector>
 
+#include "ahead.hpp"
 #include "parallel.hpp"
 #include "simd.hpp"
 
@@ -30,17 +34,27 @@ struct Blocks {
   int64_t strips, steps;
 };
 
-// How many bfloat16 a value of x, and of the weight, is taken apart into; and the largest block of weights that is taken
-// apart at once. As measured: a few rows do not pay for parts that leave the first cache meanwhile.
-template <class W>
-struct Parts {
+// How a weight lies in memory; how many bfloat16 a value of x, and of the weight, is taken apart into; and the largest
+// block of weights that is multiplied with all rows before the next. As measured: a few rows do not pay for parts that
+// leave the first cache meanwhile.
+struct Floats {
+  using Value = float;
   static constexpr int kX = 3, kW = 3;
+  static constexpr bool kStored = false;
   static constexpr Blocks most(int64_t num_rows) { return num_rows <= 48 ? Blocks{1, 2} : Blocks{4, 4}; }
 };
-template <>
-struct Parts<int8_t> {
+struct Integers {
+  using Value = int8_t;
   static constexpr int kX = 2, kW = 1;
+  static constexpr bool kStored = false;
   static constexpr Blocks most(int64_t) { return {4, 18}; }
+};
+template <int kParts>
+struct StoredParts {
+  using Value = uint16_t;
+  static constexpr int kX = 3, kW = kParts;
+  static constexpr bool kStored = true;
+  static constexpr Blocks most(int64_t num_rows) { return num_rows <= 48 ? Blocks{4, 4} : Blocks{6, 4}; }
 };
 
 struct alignas(64) Line {
@@ -108,16 +122,17 @@ static inline void split_weights(const int8_t* w, uint16_t* to) {
 }
 
 // Takes the weights of a block apart, a few at a time: while the block before is multiplied, since tiles leave the units
-// of vectors idle, and memory too.
+// of vectors idle, and memory too. Weights whose parts are stored are only fetched.
 template <class W>
 class Splitter {
  public:
-  static constexpr int64_t kStepParts = Parts<W>::kW * 2 * kTile;  // of a strip
+  using Value = typename W::Value;
+  static constexpr int64_t kStepParts = W::kW * 2 * kTile;  // of a strip
 
   Splitter() = default;
 
   // `strip_size`: weights from one strip to the next.
-  Splitter(const W* first, int64_t strip_size, Blocks block, uint16_t* to)
+  Splitter(const Value* first, int64_t strip_size, Blocks block, uint16_t* to)
       : from_(first), to_(to), strip_size_(strip_size), strips_(block.strips), groups_(block.steps * kGroups) {}
 
   void spread_over(int64_t calls) { groups_a_call_ = (strips_ * groups_ + calls - 1) / calls; }
@@ -135,8 +150,8 @@ class Splitter {
   static constexpr int64_t kAhead = 2048;             // bytes; the strip goes on for as long, nearly always
 
   void group() {
-    const W* const from = from_ + at_ * 32;
-    for (int64_t byte = 0; byte < 32 * static_cast<int64_t>(sizeof(W)); byte += 64)
+    const Value* const from = from_ + at_ * 32;
+    for (int64_t byte = 0; byte < 32 * static_cast<int64_t>(sizeof(Value)); byte += 64)
       __builtin_prefetch(reinterpret_cast<const uint8_t*>(from) + kAhead + byte, 0, 2);
     split_weights(from, to_ + at_ / kGroups * kStepParts + at_ % kGroups * 32);
     if (++at_ < groups_) return;
@@ -146,9 +161,28 @@ class Splitter {
     strips_--;
   }
 
-  const W* from_ = nullptr;
+  const Value* from_ = nullptr;
   uint16_t* to_ = nullptr;
   int64_t strip_size_ = 0, strips_ = 0, groups_ = 0, at_ = 0, groups_a_call_ = 0;
+};
+
+template <int kParts>
+class Splitter<StoredParts<kParts>> {
+ public:
+  static constexpr int64_t kStepParts = kParts * 2 * kTile;
+
+  Splitter() = default;
+
+  Splitter(const uint16_t* first, int64_t strip_size, Blocks block, uint16_t*)
+      : ahead_(reinterpret_cast<const uint8_t*>(first), block.steps * kStepParts * static_cast<int64_t>(sizeof(uint16_t)),
+               strip_size * static_cast<int64_t>(sizeof(uint16_t)), block.strips) {}
+
+  void spread_over(int64_t calls) { ahead_.spread_over(calls); }
+  void some() { ahead_.step(); }
+  void rest() {}
+
+ private:
+  Ahead ahead_;
 };
 
 // Tiles 0 to 3 are sums: of 16 rows and 16 outputs, of these rows and the next outputs, of the next rows and both.
@@ -189,52 +223,62 @@ static inline void multiply_tiles() {
   }
 }
 
-// sums [rows, kStrip] += x @ w over some steps; the first ones begin it.
+// to [rows, kStrip] = from + x @ w over some steps; no `from` stands for zeros. What comes next is taken apart, or fetched,
+// a little after each part: as much at once would keep tiles from being loaded.
 template <class W, bool kTwo>
-static void multiply_block(const uint16_t* x, int64_t next_rows, const uint16_t* w, int64_t steps, float* sums,
-                           bool begins, Splitter<W>& next) {
-  constexpr int64_t kStride = kStrip * sizeof(float);
-  float* const next_sums = sums + 16 * kStrip;
-  if (begins) {
+static void multiply_block(const uint16_t* x, int64_t next_rows, const uint16_t* w, int64_t steps, const float* from,
+                           Rows to, Splitter<W>& next) {
+  if (from) {
+    constexpr int64_t kStride = kStrip * sizeof(float);
+    _tile_loadd(0, from, kStride);
+    _tile_loadd(1, from + 16, kStride);
+    if constexpr (kTwo) {
+      _tile_loadd(2, from + 16 * kStrip, kStride);
+      _tile_loadd(3, from + 16 * kStrip + 16, kStride);
+    }
+  } else {
     _tile_zero(0);
     _tile_zero(1);
     if constexpr (kTwo) {
       _tile_zero(2);
       _tile_zero(3);
     }
-  } else {
-    _tile_loadd(0, sums, kStride);
-    _tile_loadd(1, sums + 16, kStride);
-    if constexpr (kTwo) {
-      _tile_loadd(2, next_sums, kStride);
-      _tile_loadd(3, next_sums + 16, kStride);
-    }
   }
-  for (int64_t step = 0; step < steps; step++, x += Parts<W>::kX * kTile, w += Parts<W>::kW * 2 * kTile) {
-    next.some();
+  for (int64_t step = 0; step < steps; step++, x += W::kX * kTile, w += W::kW * 2 * kTile) {
     const auto take_x = [&](int part) { load_rows<kTwo>(x + part * kTile, x + next_rows + part * kTile); };
     const auto take_w = [&](int part) { load_weights(w + part * 2 * kTile); };
+    const auto multiply = [&] {
+      multiply_tiles<kTwo>();
+      next.some();
+    };
     take_w(0);
-    for (int part = Parts<W>::kX - 1; part >= 0; part--) {
+    for (int part = W::kX - 1; part >= 0; part--) {
       take_x(part);
-      multiply_tiles<kTwo>();
+      multiply();
     }
-    if constexpr (Parts<W>::kW == 3) {
+    if constexpr (W::kW == 3) {
       take_w(2);
-      multiply_tiles<kTwo>();
+      multiply();
+    }
+    if constexpr (W::kW >= 2) {
       take_w(1);
-      multiply_tiles<kTwo>();
+      multiply();
       take_x(1);
-      multiply_tiles<kTwo>();
+      multiply();
     }
   }
-  _tile_stored(0, sums, kStride);
-  _tile_stored(1, sums + 16, kStride);
+  const int64_t stride = to.stride * static_cast<int64_t>(sizeof(float));
+  _tile_stored(0, to.data, stride);
+  _tile_stored(1, to.data + 16, stride);
   if constexpr (kTwo) {
-    _tile_stored(2, next_sums, kStride);
-    _tile_stored(3, next_sums + 16, kStride);
+    _tile_stored(2, to.data + 16 * to.stride, stride);
+    _tile_stored(3, to.data + 16 * to.stride + 16, stride);
   }
 }
+
+// How often multiply_block multiplies tiles in a step.
+template <class W>
+constexpr int64_t kProducts = W::kX + (W::kW == 3 ? 3 : W::kW == 2 ? 2 : 0);
 
 // As many strips to a task, up to `most`, as leave the threads alike to do.
 static int64_t strips_of_task(int64_t strips, int64_t most, int threads) {
@@ -246,8 +290,8 @@ static int64_t strips_of_task(int64_t strips, int64_t most, int threads) {
   return best;
 }
 
-// y = scale * sums + bias for the outputs of a strip.
-static void finish_strip(const float* sums, const TileWeight& weight, int64_t strip, Rows y, int64_t num_rows) {
+// y = scale * sums + bias for some rows and the outputs of a strip.
+static void finish(const float* sums, const TileWeight& weight, int64_t strip, Rows y, int64_t num_rows) {
   const int64_t first = strip * kStrip, left = weight.outputs - first, width = left < kStrip ? left : kStrip;
   float scale[kStrip], bias[kStrip] = {};
   for (int64_t o = 0; o < width; o++) scale[o] = weight.scale ? weight.scale[first + o] : 1.0f;
@@ -265,8 +309,8 @@ static void finish_strip(const float* sums, const TileWeight& weight, int64_t st
 template <class W>
 static void tile_product_of(Rows x, int64_t num_rows, const TileWeight& weight, Rows y, int threads) {
   const int64_t steps = (weight.inputs + kStep - 1) / kStep, strips = (weight.outputs + kStrip - 1) / kStrip;
-  const int64_t row_tiles = (num_rows + 15) / 16, x_tile = steps * Parts<W>::kX * kTile;
-  const Blocks most = Parts<W>::most(num_rows);
+  const int64_t row_tiles = (num_rows + 15) / 16, x_tile = steps * W::kX * kTile;
+  const Blocks most = W::most(num_rows);
   const int64_t each = strips_of_task(strips, most.strips, threads), tasks = (strips + each - 1) / each;
 
   // What a thread keeps from one task to the next. The parts of x are each thread's own: shared, every line of them
@@ -278,13 +322,16 @@ static void tile_product_of(Rows x, int64_t num_rows, const TileWeight& weight, 
   };
   const auto begin = [=] {
     static thread_local std::vector<Line> x_memory, w_memory, sum_memory;
-    const int64_t block = most.strips * most.steps * Splitter<W>::kStepParts;
-    uint16_t* const w = room_for(w_memory, 2 * block);
-    const Own own = {room_for(x_memory, row_tiles * x_tile), {w, w + block},
-                     reinterpret_cast<float*>(room_for(sum_memory, 2 * each * row_tiles * 16 * kStrip)), false};
+    Own own = {room_for(x_memory, row_tiles * x_tile), {},
+               reinterpret_cast<float*>(room_for(sum_memory, 2 * each * row_tiles * 16 * kStrip)), false};
+    if constexpr (!W::kStored) {
+      const int64_t block = most.strips * most.steps * Splitter<W>::kStepParts;
+      own.w[0] = room_for(w_memory, 2 * block);
+      own.w[1] = own.w[0] + block;
+    }
     for (int64_t tile = 0; tile < row_tiles; tile++) {
       const int64_t left = num_rows - tile * 16;
-      split_rows<Parts<W>::kX>(x, tile * 16, left < 16 ? left : 16, weight.inputs, own.x + tile * x_tile);
+      split_rows<W::kX>(x, tile * 16, left < 16 ? left : 16, weight.inputs, own.x + tile * x_tile);
     }
     return own;
   };
@@ -293,10 +340,13 @@ static void tile_product_of(Rows x, int64_t num_rows, const TileWeight& weight, 
     const int64_t first = task * each;
     return {first + each < strips ? each : strips - first, step + most.steps < steps ? most.steps : steps - step};
   };
+  using Value = typename W::Value;
+  constexpr int64_t kStepSize = 2 * kTile * (W::kStored ? W::kW : 1);  // of a strip, as it lies in memory
+  const auto weights_at = [=](int64_t task, int64_t step) {
+    return static_cast<const Value*>(weight.packed) + (task * each * steps + step) * kStepSize;
+  };
   const auto splitter = [=](int64_t task, int64_t step, uint16_t* to) {
-    const int64_t strip_size = steps * 2 * kTile;
-    const W* const first = static_cast<const W*>(weight.packed) + task * each * strip_size + step * 2 * kTile;
-    return Splitter<W>(first, strip_size, size_of(task, step), to);
+    return Splitter<W>(weights_at(task, step), steps * kStepSize, size_of(task, step), to);
   };
   parallel_for_with_next(tasks, threads, begin, [=](Own& own, int64_t task, int64_t next_task) {
     if (!own.begun) splitter(task, 0, own.w[0]).rest();
@@ -309,17 +359,30 @@ static void tile_product_of(Rows x, int64_t num_rows, const TileWeight& weight, 
         next = splitter(task, step + now.steps, own.w[1]);
       else if (next_task < tasks)
         next = splitter(next_task, 0, own.w[1]);
-      next.spread_over((row_tiles + 1) / 2 * now.strips * now.steps);
+      const uint16_t* parts = own.w[0];
+      int64_t strip_parts = now.steps * Splitter<W>::kStepParts;
+      if constexpr (W::kStored) parts = weights_at(task, step), strip_parts = steps * kStepSize;
+      next.spread_over((row_tiles + 1) / 2 * now.strips * now.steps * kProducts<W>);
+      const bool ends = step + now.steps == steps;
       for (int64_t t = 0; t < row_tiles; t += 2) {
         const int64_t left = num_rows - t * 16;
         const int these = static_cast<int>(left < 16 ? left : 16);
         const int those = static_cast<int>(left < 16 ? 0 : left < 32 ? left - 16 : 16);
         if (these != rows || those != next_rows) begin_tiles(rows = these, next_rows = those);
         const auto multiply = those ? multiply_block<W, true> : multiply_block<W, false>;
-        for (int64_t s = 0; s < now.strips; s++)
-          multiply(own.x + t * x_tile + step * Parts<W>::kX * kTile, x_tile,
-                   own.w[0] + s * now.steps * Splitter<W>::kStepParts, now.steps,
-                   own.sums + s * sums_size + t * 16 * kStrip, step == 0, next);
+        for (int64_t s = 0; s < now.strips; s++) {
+          const int64_t strip = task * each + s;
+          float* const sums = own.sums + s * sums_size + t * 16 * kStrip;
+          const Rows of_y = {y.data + t * 16 * y.stride, y.stride};
+          // Rows are written as soon as they are there, while tiles go on: at the end, all at once, memory is waited for.
+          const bool is_whole = !weight.scale && !weight.bias && (strip + 1) * kStrip <= weight.outputs;
+          multiply(own.x + t * x_tile + step * W::kX * kTile, x_tile, parts + s * strip_parts, now.steps,
+                   step ? sums : nullptr, ends && is_whole ? Rows{of_y.data + strip * kStrip, y.stride} : Rows{sums, kStrip},
+                   next);
+          if (!ends || is_whole) continue;
+          asm volatile("" ::: "memory");  // GCC does not know that tiles are stored there
+          finish(sums, weight, strip, of_y, these + those);
+        }
       }
       next.rest();
       std::swap(own.w[0], own.w[1]);
@@ -327,15 +390,16 @@ static void tile_product_of(Rows x, int64_t num_rows, const TileWeight& weight, 
     }
     own.begun = next_task < tasks;
     _tile_release();
-    asm volatile("" ::: "memory");
-    for (int64_t s = 0; s < size_of(task, 0).strips; s++)
-      finish_strip(own.sums + s * sums_size, weight, task * each + s, y, num_rows);
   });
 }
 
 static void tile_product(Rows x, int64_t num_rows, TileWeight weight, Rows y, int threads) {
   if (num_rows == 0) return;
-  (weight.scale ? tile_product_of<int8_t> : tile_product_of<float>)(x, num_rows, weight, y, threads);
+  const auto product = weight.scale        ? tile_product_of<Integers>
+                       : weight.parts == 1 ? tile_product_of<StoredParts<1>>
+                       : weight.parts == 2 ? tile_product_of<StoredParts<2>>
+                                           : tile_product_of<Floats>;
+  product(x, num_rows, weight, y, threads);
 }
 
 #else

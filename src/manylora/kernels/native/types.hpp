@@ -92,12 +92,13 @@ struct Int8Weight {
   int64_t outputs, inputs;
 };
 
-// A weight [outputs, inputs] in tiles, as floats, or as eight-bit integers if it has a scale per output; see tiles.inl.
+// A weight [outputs, inputs] in tiles: as eight-bit integers if it has a scale per output, or as one or two bfloat16 that
+// add up to each value, or as floats, whose parts are three; see tiles.inl.
 struct TileWeight {
   const void* packed;
   const float* scale;  // or nullptr
   const float* bias;   // or nullptr
-  int64_t outputs, inputs;
+  int64_t parts, outputs, inputs;
 };
 
 // The kernels compiled for one instruction set.
