@@ -9,15 +9,19 @@ from manylora.bench.text.workload import Trace, TraceRequest
 
 
 class ClockedPeer:
-    """Costs a fixed time per batch: prefill and decode step, in seconds."""
+    """Costs a fixed time per batch: prefill and decode step, in seconds; of a new request, `load_s` more."""
 
-    def __init__(self, costs: dict[int, tuple[float, float]]) -> None:
+    def __init__(self, costs: dict[int, tuple[float, float]], load_s: float = 0.0) -> None:
         self.costs = costs
+        self.load_s = load_s
+        self.num_loaded = 0
         self.orders: list[RunOrder] = []
 
     def run(self, order: RunOrder) -> RunFigures:
         self.orders.append(order)
         prefill_s, step_s = self.costs[order.batch]
+        prefill_s += self.load_s * max(0, order.batch - self.num_loaded)
+        self.num_loaded = max(order.batch, self.num_loaded)
         num_tokens = order.max_output_tokens or 64
         wall_s = prefill_s + (num_tokens - 1) * step_s
         return RunFigures(
@@ -49,11 +53,17 @@ def test_long_answers_decide_and_not_the_few_tokens_that_were_measured():
     assert search(peer)[0] == 64
 
 
-def test_one_wave_of_few_tokens_is_asked_for_each_batch_and_each_is_reported():
+def test_loading_adapters_does_not_decide():
+    costs = {32: (1.0, 0.5), 64: (1.0, 0.7), 128: (1.0, 1.0)}
+    assert search(ClockedPeer(costs, load_s=1.0))[0] == search(ClockedPeer(costs))[0] == 128
+
+
+def test_two_waves_of_few_tokens_are_asked_for_each_batch_and_the_second_is_reported():
     peer = ClockedPeer({32: (1.0, 0.1), 64: (1.0, 0.1), 128: (1.0, 0.1)})
     best, told = search(peer)
     assert best == 128
-    assert peer.orders == [RunOrder(batch=n, max_requests=n, max_output_tokens=5) for n in (32, 64, 128)]
+    asked = (32, 32, 64, 64, 128, 128)
+    assert peer.orders == [RunOrder(batch=n, max_requests=n, max_output_tokens=5) for n in asked]
     assert [line.split(": ")[1].split(",")[0] for line in told] == [
         "32 requests",
         "64 requests",
@@ -64,7 +74,7 @@ def test_one_wave_of_few_tokens_is_asked_for_each_batch_and_each_is_reported():
 def test_a_batch_that_is_clearly_slower_ends_the_search():
     peer = ClockedPeer({32: (1.0, 0.1), 64: (2.0, 0.4), 128: (1.0, 0.01)})
     assert search(peer)[0] == 32
-    assert [order.batch for order in peer.orders] == [32, 64]
+    assert [order.batch for order in peer.orders] == [32, 32, 64, 64]
 
 
 def test_no_batch_is_larger_than_the_trace():
