@@ -4,6 +4,6 @@
 set -eu
 MODEL=${MODEL:-$HOME/.cache/manylora/models/SmolLM2-135M-Instruct-bfloat16}
 here=$(cd "$(dirname "$0")" && pwd)
-python3 "$here/../../scripts/bfloat16_checkpoint.py" "$MODEL"
+python "$here/../../scripts/bfloat16_checkpoint.py" "$MODEL"
 exec manylora bench text --model "$MODEL" --adapters 128 --rank 8 --requests 128 --prompt-tokens 64 --output-tokens 64 \
     --threads 2 --distribution uniform --resident "$@"

@@ -4,7 +4,7 @@
 #   distill    the LoRA
 #   phased     the other objective: LoRAs for 4, for 2 and for 1 step, deterministic; phased-4 and so on make one each
 #   rank-4     the LCM-LoRA at rank 4 from the start
-#   full       all weights of the UNet instead, for comparison
+#   full       all weights of the UNet instead, and both measured
 #   steps      few steps with and without the LoRA, beside samplers that need no training
 #   universal  the LoRA beside each style, and in a base fine-tuned on another set
 #   ranks      the LoRA cut to smaller ranks by its singular values, beside the one of rank 4
@@ -64,12 +64,12 @@ for step in "$@"; do
         phased-2) phased 2 32 ;;
         phased-1) phased 1 32 ;;
         rank-4) distill --rank 4 --out runs/icons/loras/lcm-rank-4 ;;
-        full) distill --full --out runs/icons/pipeline-lcm ;;
+        full)
+            distill --full --out runs/icons/pipeline-lcm
+            bench --table full --num-seeds 5 --full runs/icons/pipeline-lcm
+            ;;
         steps)
-            full=()
-            [ ! -d runs/icons/pipeline-lcm ] || full=(--full runs/icons/pipeline-lcm)
-            bench --table steps --num-seeds 5 --train-data icons/data/train --phased "$(made phased-4 phased-2 phased-1)" \
-                "${full[@]}"
+            bench --table steps --num-seeds 5 --train-data icons/data/train --phased "$(made phased-4 phased-2 phased-1)"
             ;;
         universal)
             names=${styles//,/ }

@@ -11,6 +11,7 @@ from manylora.bench.image.table import RowFigures
 from points import Line, missing
 
 COMMAND = "examples/lcm/run.sh phased steps"
+FULL_COMMAND = "examples/lcm/run.sh full"
 MIN_PICTURES = 500
 SHARES = {4: 0.15, 2: 0.35}
 """Of what the teacher loses from 32 steps to as many: most that an acceleration LoRA may lose."""
@@ -29,6 +30,7 @@ def lines() -> Iterator[Line]:
     for steps in (1, 2, 4):
         yield from _ahead(record, steps)
     yield _second_objective(record)
+    yield from _beside_all_weights()
 
 
 def fast_rows(record: Record, steps: int) -> list[RowFigures]:
@@ -88,3 +90,19 @@ def _second_objective(record: Record) -> Line:
         "lower",
         ours.kid.value < lcm.kid.value,
     )
+
+
+def _beside_all_weights() -> Iterator[Line]:
+    record = newest("full")
+    if record is None:
+        yield missing("the LoRA beside all weights distilled", FULL_COMMAND)
+        return
+    yield record.line(MIN_PICTURES)
+    for steps in (4, 2):
+        lora = record.find(sampler="lcm", steps=steps, lora=record.values["config"]["lcm"])
+        full = record.find(sampler="lcm", steps=steps, lora="")
+        point = f"{steps} steps: LCM-LoRA / all weights distilled, KID x 1000"
+        if lora is None or full is None:
+            yield missing(point, FULL_COMMAND)
+        else:
+            yield Line(point, f"{thousandth(lora.kid)} / {thousandth(full.kid)}", "reported", True)

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 
 from points import Line, missing
+from speed_points import first_token
 from speed_points.text_records import Row, newest, said
 
 COMMAND = "benchmarks/figures/many_adapters.sh"
@@ -35,13 +36,22 @@ def _more_adapters() -> Iterator[Line]:
         yield Line(
             f"{adapters:,} registered, room for 256: {said(row)}",
             f"{row['tokens_per_s']:.0f} tokens/s (base {row['base_tokens_per_s']:.0f}); "
-            f"{row['distinct_adapters_per_step']:.0f} a step, {row['adapter_loads']} loads",
+            f"{row['distinct_adapters_per_step']:.0f} a step, {row['adapter_loads']} loads{_cost(row)}",
             f"floor {row['floors']['tokens_per_s']:.0f} tokens/s; reading rank rows {row['floors']['lora_s']:.1f} s",
             row["config"]["repeats"] >= 3 and not row["forced"],
         )
     for fewer, bound in ((SOME, MAX_DROP), (FEW, None)):
         if {fewer, MANY} <= rows.keys():
             yield _drop(rows, fewer, bound)
+
+
+def _cost(row: Row) -> str:
+    """What its loads come to, each as long as it keeps a first token waiting on an idle engine."""
+    record = first_token.newest(row["config"]["dtype"])
+    if record is None:
+        return ""
+    load_s = record["cold"]["p50_s"] - record["warm"]["p50_s"]
+    return f" ({row['adapter_loads'] * load_s:.1f} s at {1000 * load_s:.0f} ms each)"
 
 
 def _drop(rows: dict[int, Row], fewer: int, bound: float | None) -> Line:

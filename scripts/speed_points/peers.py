@@ -49,6 +49,12 @@ CLAIMS = (
         elsewhere="128",
     ),
     Claim(
+        "float32, base kept in bfloat16, 128 adapters",
+        "benchmarks/figures/speed_bfloat16.sh",
+        {**UNIFORM_128, "model": "SmolLM2-135M-Instruct-bfloat16", "dtype": "float32"},
+        {},
+    ),
+    Claim(
         "float32, 128 adapters in int8",
         "benchmarks/figures/toll_int8_adapters.sh",
         {**UNIFORM_128, "adapter_dtype": "int8", "dtype": "float32"},

@@ -11,6 +11,7 @@ RECORDS = ROOT / "benchmarks" / "records"
 Row = dict[str, Any]
 
 USUAL = {
+    "model": "smollm2-135m-instruct",
     "requests": 128,
     "prompt_tokens": 64,
     "output_tokens": 64,

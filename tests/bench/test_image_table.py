@@ -17,7 +17,7 @@ from manylora.bench.image.judge import JudgeNet, JudgeSize, save_judge
 from manylora.bench.image.prompts import alike_rows, choose_prompts, read_rows
 from manylora.bench.image.ranks import cut_name
 from manylora.bench.image.report import from_json, lines_by_label, to_json, to_markdown
-from manylora.bench.image.rows import ImageRow, find_row, steps_table, universal_table
+from manylora.bench.image.rows import ImageRow, find_row, full_table, steps_table, universal_table
 from manylora.bench.image.sample import RowSampler
 from manylora.bench.image.weights import mixture_of
 from manylora.errors import ConfigError, DataError
@@ -318,7 +318,8 @@ def test_a_phased_lora_is_drawn_by_ddim_in_its_steps(world, tmp_path):
 
 def test_tables_name_each_row_once():
     for rows in (
-        steps_table(2.5, "lcm", full="full", phased=[("four", 4), ("one", 1)]),
+        steps_table(2.5, "lcm", phased=[("four", 4), ("one", 1)]),
+        full_table(2.5, "lcm", "full"),
         universal_table(2.5, "lcm", ["a", "b"], "finetuned", "a"),
     ):
         labels = [row.label for row in rows]
@@ -337,7 +338,8 @@ def test_tables_name_each_row_once():
         ({"styles": ("paper-cut",)}, "belong to the tables universal and weights"),
         ({"table": "weights"}, "style_judge"),
         ({"table": "ranks", "ranks": (4, 0)}, "ranks must be at least 1"),
-        ({"table": "ranks", "full": "x"}, "full"),
+        ({"table": "ranks", "full": "x"}, "the table full, and no other"),
+        ({"table": "full"}, "wants full"),
         ({"retrained": ("a",)}, "belongs to the table ranks"),
         ({"table": "sweep", "phased": ("a",)}, "phased belongs"),
         ({"phased": ("a:1+b:0.5",)}, "one by one"),

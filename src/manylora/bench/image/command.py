@@ -20,7 +20,7 @@ from manylora.bench.image.judge import load_judge
 from manylora.bench.image.prompts import PromptSet, alike_rows, choose_prompts, read_pictures, read_rows
 from manylora.bench.image.ranks import add_cuts, ranks_table
 from manylora.bench.image.report import plot, to_json, to_markdown
-from manylora.bench.image.rows import ImageRow, steps_table, sweep_table, universal_table
+from manylora.bench.image.rows import ImageRow, full_table, steps_table, sweep_table, universal_table
 from manylora.bench.image.table import OnProgress, RealPictures, RowFigures, Table
 from manylora.bench.image.weights import weights_markdown, weights_picture, weights_table
 from manylora.bench.machine import describe_machine, describe_revision
@@ -95,7 +95,9 @@ def rows_of(config: ImageBenchConfig) -> list[ImageRow]:
         return weights_table(
             config.guidance, config.lcm, config.styles, config.style_weights, config.lcm_weights
         )
-    rows = steps_table(config.guidance, config.lcm, config.full, _phased(config))
+    if config.table == "full":
+        return full_table(config.guidance, config.lcm, config.full)
+    rows = steps_table(config.guidance, config.lcm, _phased(config))
     return [row for row in rows if row.source == "sampler" or config.train_data is not None]
 
 

@@ -24,9 +24,10 @@ class ImageBenchConfig:
     """Pictures for the rows "real pictures" and "through the VAE", which say what a perfect model would get. None: no
     such rows."""
 
-    table: Literal["sweep", "steps", "universal", "ranks", "weights"] = "steps"
-    """sweep: the teacher's guidance; steps: few steps with and without the LoRA; universal: the LoRA beside styles and
-    in another base; ranks: the LoRA cut to smaller ranks; weights: each style's weight against the LoRA's."""
+    table: Literal["sweep", "steps", "full", "universal", "ranks", "weights"] = "steps"
+    """sweep: the teacher's guidance; steps: few steps with and without the LoRA; full: the LoRA beside all weights
+    distilled; universal: the LoRA beside styles and in another base; ranks: the LoRA cut to smaller ranks; weights:
+    each style's weight against the LoRA's."""
 
     guidance: float = 2.5
     """The teacher's guidance scale, which is w + 1 of the distillation."""
@@ -69,7 +70,7 @@ class ImageBenchConfig:
     """The style that the fine-tuned base has, by the style judge."""
 
     full: str = ""
-    """A base with all weights distilled, for comparison."""
+    """A base with all weights distilled; the table `full` needs it."""
 
     num_prompts: int = 250
     """Distinct captions."""
@@ -107,7 +108,7 @@ class ImageBenchConfig:
             raise ConfigError(
                 f"num_prompts must be at least 4, or no interval says anything; got {self.num_prompts}"
             )
-        tables = ("sweep", "steps", "universal", "ranks", "weights")
+        tables = ("sweep", "steps", "full", "universal", "ranks", "weights")
         if self.table not in tables:
             raise ConfigError(f"table must be one of {', '.join(tables)}, got {self.table!r}")
         if not all(rank >= 1 for rank in self.ranks):
@@ -141,5 +142,7 @@ class ImageBenchConfig:
                 )
         if self.table != "ranks" and self.retrained:
             raise ConfigError("retrained belongs to the table ranks")
-        if self.table != "steps" and self.full:
-            raise ConfigError("full belongs to the table steps")
+        if (self.table == "full") != bool(self.full):
+            raise ConfigError(
+                "the table full, and no other, wants full: the base with all weights distilled"
+            )

@@ -52,14 +52,12 @@ class ImageRow:
         return self.source == "sampler" and (self.sampler != "lcm" or self.steps == 1) and not self.base
 
 
-def steps_table(
-    guidance: float, lcm: str, full: str = "", phased: Sequence[tuple[str, int]] = ()
-) -> list[ImageRow]:
+def steps_table(guidance: float, lcm: str, phased: Sequence[tuple[str, int]] = ()) -> list[ImageRow]:
     """Return the rows that say what few steps cost, and what the LoRA brings back.
 
     Args:
         guidance: the teacher's, w + 1.
-        lcm: name of the LCM-LoRA; full: folder of a base with all weights distilled, if there is one.
+        lcm: name of the LCM-LoRA.
         phased: LoRAs distilled by phases, NAME or NAME:WEIGHT, each with its number of steps.
     """
     rows = [
@@ -72,8 +70,14 @@ def steps_table(
         *(_lcm("LCM-LoRA", n, lcm) for n in FEW_STEPS),
     ]
     rows += [_phased(lora, steps) for lora, steps in phased]
-    if full:
-        rows += [replace(_lcm("all weights distilled", n, ""), base=full) for n in (4, 2, 1)]
+    return rows
+
+
+def full_table(guidance: float, lcm: str, full: str) -> list[ImageRow]:
+    """Return the rows that say what the LCM-LoRA lacks beside all weights distilled, at `full`."""
+    rows = [_free("ddim", MANY_STEPS, guidance)]
+    for steps in (4, 2, 1):
+        rows += [_lcm("LCM-LoRA", steps, lcm), replace(_lcm("all weights distilled", steps, ""), base=full)]
     return rows
 
 
