@@ -9,24 +9,16 @@ from pathlib import Path
 
 import torch
 
-from manylora.models.convert import write_hf
+from manylora.models.convert import save_hf
 from manylora.models.demo_model import DEMO_MODEL
-from manylora.models.gguf import GgufModel
-from manylora.models.locate import locate
-from manylora.models.tokenizer import load_tokenizer
 
 
 def main() -> None:
     if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
         sys.exit(__doc__)
     folder = Path(sys.argv[1])
-    if folder.is_dir():
-        return
-    files = locate(DEMO_MODEL)
-    assert files.gguf is not None
-    model = GgufModel(files.gguf, name=files.name)
-    tensors = {name: tensor.to(torch.bfloat16) for name, tensor in model.tensors()}
-    write_hf(folder, model.config, tensors, load_tokenizer(DEMO_MODEL))
+    if not folder.is_dir():
+        save_hf(DEMO_MODEL, folder, dtype=torch.bfloat16)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import gguf
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from manylora.errors import ModelError
 from manylora.models.convert import save_hf
@@ -190,6 +191,17 @@ def test_a_saved_directory_is_the_same_model_for_transformers(tmp_path):
     messages = [{"role": "user", "content": "Hi"}]
     assert load_tokenizer(directory).apply_chat_template(messages)["input_ids"] == [72, 105, 256]
     assert load_config(directory).eos_token_ids == (256,)
+
+
+def test_a_saved_directory_may_be_of_fewer_bits(tmp_path):
+    path = write_gguf(tmp_path / "tiny-gguf.gguf", CONFIG, tiny_weights(CONFIG))
+    wide, narrow = (
+        load_file(save_hf(path, tmp_path / str(dtype), dtype=dtype) / "model.safetensors")
+        for dtype in (torch.float32, torch.bfloat16)
+    )
+    assert narrow.keys() == wide.keys()
+    assert all(torch.equal(narrow[name], wide[name].bfloat16()) for name in wide)
+    assert any((narrow[name].float() != wide[name]).any() for name in wide), "nothing was rounded"
 
 
 def test_a_directory_that_needs_no_conversion_is_refused(tmp_path):

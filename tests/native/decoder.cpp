@@ -125,8 +125,8 @@ void test_decoder(const Kernels& kernels, Random& random) {
     const int64_t in = inputs[k], out = widths[k % 4];
     const Weight weight = weights[k].weight(in_tiles);
     if (in_tiles)
-      kernels.tile_product({from.data(), in}, rows, {weight.packed, nullptr, weight.bias, weight.parts, out, in}, {to.data(), out},
-                           threads);
+      kernels.tile_product({from.data(), in}, rows, {weight.packed, nullptr, weight.bias, weight.parts, out, in},
+                           {to.data(), out}, threads);
     else
       kernels.int8_product({from.data(), in}, rows,
                            {static_cast<const uint8_t*>(weight.packed), weight.scale, weight.bias, out, in},

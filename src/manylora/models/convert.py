@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
@@ -21,8 +22,8 @@ from manylora.models.locate import locate
 from manylora.models.tokenizer import load_tokenizer
 
 
-def save_hf(source: str | Path, directory: str | Path) -> Path:
-    """Write the GGUF model that `source` names, dequantised to fp32, as a transformers directory; returns it.
+def save_hf(source: str | Path, directory: str | Path, *, dtype: torch.dtype = torch.float32) -> Path:
+    """Write the GGUF model that `source` names, dequantised to `dtype`, as a transformers directory; returns it.
 
     Raises:
         ModelError: `source` is a transformers directory already, or `directory` exists.
@@ -31,7 +32,8 @@ def save_hf(source: str | Path, directory: str | Path) -> Path:
     if files.gguf is None:
         raise ModelError(f"model '{files.name}' is laid out for transformers already, at {files.directory}")
     model = GgufModel(files.gguf, name=files.name)
-    return write_hf(directory, model.config, dict(model.tensors()), load_tokenizer(source))
+    tensors = {name: tensor.to(dtype) for name, tensor in model.tensors()}
+    return write_hf(directory, model.config, tensors, load_tokenizer(source))
 
 
 def write_hf(
