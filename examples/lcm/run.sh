@@ -6,6 +6,7 @@
 #   rank-4     the LCM-LoRA at rank 4 from the start
 #   full       all weights of the UNet instead, and both measured
 #   steps      few steps with and without the LoRA, beside samplers that need no training
+#   close      those at 4 steps that lie near each other, for ten times the pictures
 #   universal  the LoRA beside each style, and in a base fine-tuned on another set
 #   ranks      the LoRA cut to smaller ranks by its singular values, beside the one of rank 4
 #   weights    the map of a style's weight and the LoRA's, at 4 steps: figures, and one labelled picture
@@ -71,6 +72,9 @@ for step in "$@"; do
         steps)
             bench --table steps --num-seeds 5 --train-data icons/data/train --phased "$(made phased-4 phased-2 phased-1)"
             ;;
+        close)
+            bench --table close --num-seeds 50 --phased "$(made phased-4)"
+            ;;
         universal)
             names=${styles//,/ }
             PYTHONPATH=$root/examples "$python" -m icons.judge --styles $names
@@ -86,7 +90,7 @@ for step in "$@"; do
                 --out runs/icons/maps
             ;;
         *)
-            echo "unknown step '$step'; known: sweep distill phased phased-4 phased-2 phased-1 rank-4 full steps ranks weights universal" >&2
+            echo "unknown step '$step'; known: sweep distill phased phased-4 phased-2 phased-1 rank-4 full steps close ranks weights universal" >&2
             exit 1
             ;;
     esac

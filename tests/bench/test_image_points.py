@@ -9,7 +9,7 @@ import pytest
 
 from manylora.bench.image.intervals import Interval
 from manylora.bench.image.report import to_json
-from manylora.bench.image.rows import ImageRow, steps_table, sweep_table, universal_table
+from manylora.bench.image.rows import ImageRow, close_table, steps_table, sweep_table, universal_table
 from manylora.bench.image.table import RowFigures
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
@@ -23,8 +23,8 @@ def _scripts_on_the_path():
     sys.path.remove(str(SCRIPTS))
 
 
-def part(name):
-    return importlib.import_module(f"lcm_points.{name}")
+def part(name, package="lcm_points"):
+    return importlib.import_module(f"{package}.{name}")
 
 
 def around(value, half=0.01):
@@ -64,7 +64,7 @@ def kept(folder, table, rows, badness_of, num_pictures=500, **config):
 
 @pytest.fixture
 def records(tmp_path, monkeypatch):
-    monkeypatch.setattr(part("records"), "RECORDS", tmp_path)
+    monkeypatch.setattr(part("records"), "RECORDS", tmp_path)  # quality_points read through it as well
     return tmp_path
 
 
@@ -77,8 +77,8 @@ def badness(lora_at_2, lora_at_4=0.1):
     return of
 
 
-def verdicts(name):
-    return {line.point: line.ok for line in part(name).lines()}
+def verdicts(name, package="lcm_points"):
+    return {line.point: line.ok for line in part(name, package).lines()}
 
 
 def test_a_better_lora_passes_at_every_point(records):
@@ -160,6 +160,48 @@ def test_styles_without_a_phased_lora_are_not_shown(records):
     rows = universal_table(2.5, "lcm", STYLES, "other", "fluent-emoji")
     kept(records, "universal", rows, lambda row: 0.05, phased=[])
     assert not verdicts("universal")["a LoRA distilled by phases beside styles"]
+
+
+def test_rows_that_lie_near_each_other_are_read_from_the_record_of_more_pictures(records):
+    phased = [("phased-4", 4), ("phased-2", 2), ("phased-1", 1)]
+
+    def of(badness_at_4):
+        near = {"dpm-solver++": badness_at_4 + 0.015, "unipc": badness_at_4 + 0.015}
+        return lambda row: (
+            near[row.sampler]
+            if row.steps == 4 and row.guidance == 2.5 and row.sampler in near
+            else badness(0.1, badness_at_4)(row)
+        )
+
+    kept(records, "steps", steps_table(2.5, "lcm", phased), of(0.15))
+    few = verdicts("few_steps", "quality_points")
+    behind = [
+        point for point, ok in few.items() if not ok and "full" not in point and "all weights" not in point
+    ]
+    apart = [
+        f"4 steps: KID x 1000 against {name}, guidance 2.5, twice the calls"
+        for name in ("dpm-solver++", "unipc")
+    ]
+    above = "4 steps: KID x 1000 above the teacher's at 32"  # 0.1 of 0.35
+    assert set(behind) == {
+        *apart,
+        above,
+        "4 steps, with more pictures",
+        "1 step: the second objective / LCM, KID x 1000",
+    }
+    rows = close_table(2.5, "lcm", phased[:1])
+    assert {row.steps for row in rows if row.steps != 32} == {4}
+    kept(
+        records,
+        "close",
+        rows,
+        lambda row: 0.3 if row.sampler in ("dpm-solver++", "unipc") else of(0.1)(row),
+        num_pictures=5000,
+    )
+    more = verdicts("few_steps", "quality_points")
+    assert all(more[point] for point in (*apart, above))
+    unguided = "4 steps: KID x 1000 against unipc, unguided"
+    assert more[unguided] == few[unguided]
 
 
 def test_a_group_of_which_nothing_ran_has_failed():

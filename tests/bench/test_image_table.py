@@ -17,7 +17,14 @@ from manylora.bench.image.judge import JudgeNet, JudgeSize, save_judge
 from manylora.bench.image.prompts import alike_rows, choose_prompts, read_rows
 from manylora.bench.image.ranks import cut_name
 from manylora.bench.image.report import from_json, lines_by_label, to_json, to_markdown
-from manylora.bench.image.rows import ImageRow, find_row, full_table, steps_table, universal_table
+from manylora.bench.image.rows import (
+    ImageRow,
+    close_table,
+    find_row,
+    full_table,
+    steps_table,
+    universal_table,
+)
 from manylora.bench.image.sample import RowSampler
 from manylora.bench.image.weights import mixture_of
 from manylora.errors import ConfigError, DataError
@@ -310,6 +317,10 @@ def test_a_phased_lora_is_drawn_by_ddim_in_its_steps(world, tmp_path):
     assert (row.sampler, row.steps, row.guidance, row.is_paired) == ("ddim", 3, 1.0, True)
     with pytest.raises(ConfigError, match=r"phased names \['lcm'\]"):
         rows_of(config_of(world, loras=folder, phased=("lcm",)))
+    with open_table(config_of(world, loras=folder, table="close", phased=("three",))) as table:
+        assert table.figures(row).paired_rmse is None, (
+            "for which the teacher would have to draw fifty steps"
+        )
     both = rows_of(config_of(world, loras=folder, phased=("three", "three:1.1")))
     (stronger,) = [row for row in both if row.lora == "three:1.1"]
     assert stronger.label == "phased LoRA at 1.1, 3 steps, unguided"
@@ -319,6 +330,7 @@ def test_a_phased_lora_is_drawn_by_ddim_in_its_steps(world, tmp_path):
 def test_tables_name_each_row_once():
     for rows in (
         steps_table(2.5, "lcm", phased=[("four", 4), ("one", 1)]),
+        close_table(2.5, "lcm", [("four", 4), ("four:1.1", 4), ("one", 1)]),
         full_table(2.5, "lcm", "full"),
         universal_table(2.5, "lcm", ["a", "b"], "finetuned", "a"),
     ):
@@ -344,6 +356,7 @@ def test_tables_name_each_row_once():
         ({"table": "sweep", "phased": ("a",)}, "phased belongs"),
         ({"phased": ("a:1+b:0.5",)}, "one by one"),
         ({"table": "ranks", "phased": ("a:1.1",)}, "without weights"),
+        ({"table": "close"}, "name one at least with phased"),
         ({"guidance": 0.5}, "guidance"),
         ({"table": "other"}, "table"),
     ],

@@ -20,7 +20,14 @@ from manylora.bench.image.judge import load_judge
 from manylora.bench.image.prompts import PromptSet, alike_rows, choose_prompts, read_pictures, read_rows
 from manylora.bench.image.ranks import add_cuts, ranks_table
 from manylora.bench.image.report import plot, to_json, to_markdown
-from manylora.bench.image.rows import ImageRow, full_table, steps_table, sweep_table, universal_table
+from manylora.bench.image.rows import (
+    ImageRow,
+    close_table,
+    full_table,
+    steps_table,
+    sweep_table,
+    universal_table,
+)
 from manylora.bench.image.table import OnProgress, RealPictures, RowFigures, Table
 from manylora.bench.image.weights import weights_markdown, weights_picture, weights_table
 from manylora.bench.machine import describe_machine, describe_revision
@@ -95,6 +102,8 @@ def rows_of(config: ImageBenchConfig) -> list[ImageRow]:
         return weights_table(
             config.guidance, config.lcm, config.styles, config.style_weights, config.lcm_weights
         )
+    if config.table == "close":
+        return close_table(config.guidance, config.lcm, _phased(config))
     if config.table == "full":
         return full_table(config.guidance, config.lcm, config.full)
     rows = steps_table(config.guidance, config.lcm, _phased(config))
@@ -126,6 +135,7 @@ def open_table(config: ImageBenchConfig) -> Table:
         batch=config.batch,
         seed=config.seed,
         within=config.chance == "seeds",
+        pairs=config.table != "close",
     )
 
 

@@ -24,10 +24,11 @@ class ImageBenchConfig:
     """Pictures for the rows "real pictures" and "through the VAE", which say what a perfect model would get. None: no
     such rows."""
 
-    table: Literal["sweep", "steps", "full", "universal", "ranks", "weights"] = "steps"
-    """sweep: the teacher's guidance; steps: few steps with and without the LoRA; full: the LoRA beside all weights
-    distilled; universal: the LoRA beside styles and in another base; ranks: the LoRA cut to smaller ranks; weights:
-    each style's weight against the LoRA's."""
+    table: Literal["sweep", "steps", "close", "full", "universal", "ranks", "weights"] = "steps"
+    """sweep: the teacher's guidance; steps: few steps with and without the LoRA; close: of these the guided rows at the
+    steps of the LoRAs distilled by phases, for more pictures (num_seeds) than all rows can have, and without paired
+    distances; full: the LoRA beside all weights distilled; universal: the LoRA beside styles and in another base;
+    ranks: the LoRA cut to smaller ranks; weights: each style's weight against the LoRA's."""
 
     guidance: float = 2.5
     """The teacher's guidance scale, which is w + 1 of the distillation."""
@@ -43,7 +44,7 @@ class ImageBenchConfig:
 
     phased: tuple[str, ...] = ()
     """LoRAs in it that were distilled by phases, NAME or NAME:WEIGHT, each for as many steps as it has: more rows of
-    the tables `steps`, `universal` and `ranks`."""
+    the tables `steps`, `close`, `universal` and `ranks`."""
 
     ranks: tuple[int, ...] = (8, 4, 2, 1)
     """To which the table `ranks` cuts each acceleration LoRA, by its singular values."""
@@ -108,7 +109,7 @@ class ImageBenchConfig:
             raise ConfigError(
                 f"num_prompts must be at least 4, or no interval says anything; got {self.num_prompts}"
             )
-        tables = ("sweep", "steps", "full", "universal", "ranks", "weights")
+        tables = ("sweep", "steps", "close", "full", "universal", "ranks", "weights")
         if self.table not in tables:
             raise ConfigError(f"table must be one of {', '.join(tables)}, got {self.table!r}")
         if not all(rank >= 1 for rank in self.ranks):
@@ -131,8 +132,12 @@ class ImageBenchConfig:
             raise ConfigError("table weights maps styles: name one at least with styles")
         if self.table != "universal" and self.finetuned:
             raise ConfigError("finetuned belongs to the table universal")
-        if self.table not in ("steps", "universal", "ranks") and self.phased:
-            raise ConfigError("phased belongs to the tables steps, universal and ranks")
+        if self.table not in ("steps", "close", "universal", "ranks") and self.phased:
+            raise ConfigError("phased belongs to the tables steps, close, universal and ranks")
+        if self.table == "close" and not self.phased:
+            raise ConfigError(
+                "table close looks at LoRAs distilled by phases: name one at least with phased"
+            )
         for text in self.phased:
             if len(Mixture.parse(text).names) != 1:
                 raise ConfigError(f"phased takes LoRAs one by one, NAME or NAME:WEIGHT; got {text!r}")

@@ -94,7 +94,12 @@ class _Chance(TypedDict):
 
 
 class Table:
-    """What every row of a table shares. Use it as a context: it holds bases with adapters attached."""
+    """What every row of a table shares. Use it as a context: it holds bases with adapters attached.
+
+    Args:
+        within: what intervals draw again, see `intervals`.
+        pairs: measure distances to the teacher's pictures from the same noise, for which it has to draw them.
+    """
 
     def __init__(
         self,
@@ -111,11 +116,12 @@ class Table:
         batch: int = 32,
         seed: int = 0,
         within: bool = False,
+        pairs: bool = True,
     ) -> None:
         self.base, self.judge, self.style_judge = base, judge, style_judge
         self.prompts, self.cache = prompts, cache
         self._library, self._batch = library, batch
-        self._seed, self._chance = seed, _Chance(seed=seed, within=within)
+        self._seed, self._chance, self._pairs = seed, _Chance(seed=seed, within=within), pairs
         self._teacher = ImageRow(label="teacher", steps=TEACHER_STEPS, guidance=guidance)
         self._real = real
         self.num_reference, self._reference = len(reference), judge.verdict(reference).features
@@ -190,7 +196,7 @@ class Table:
         return decoded(base, torch.cat(parts), self._batch)
 
     def _paired(self, row: ImageRow, sampled: Sampled, on_progress: OnProgress) -> Interval | None:
-        if not row.is_paired:
+        if not self._pairs or not row.is_paired:
             return None
         teacher = self._sampled(self._teacher, on_progress)
         squares = squared_distances(sampled.latents.numpy(), teacher.latents.numpy())
