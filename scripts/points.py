@@ -31,6 +31,9 @@ def missing(point: str, command: str) -> Line:
 def show(package: str, all_parts: Sequence[str]) -> int:
     """Print the lines of the parts named on the command line, or of all: each is a module of `package`."""
     parts = sys.argv[1:] or all_parts
+    if {"-h", "--help"} & set(parts):
+        print(f"{str(sys.modules['__main__'].__doc__).strip()}\n\nParts: {', '.join(all_parts)}")
+        return 0
     unknown = [part for part in parts if part not in all_parts]
     if unknown:
         sys.exit(f"unknown parts {unknown}; known: {', '.join(all_parts)}")
