@@ -189,7 +189,7 @@ def test_rows_that_lie_near_each_other_are_read_from_the_record_of_more_pictures
         "4 steps, with more pictures",
         "1 step: the second objective / LCM, KID x 1000",
     }
-    rows = close_table(2.5, "lcm", phased[:1])
+    rows = close_table(2.5, phased[:1])
     assert {row.steps for row in rows if row.steps != 32} == {4}
     kept(
         records,

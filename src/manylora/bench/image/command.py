@@ -103,7 +103,7 @@ def rows_of(config: ImageBenchConfig) -> list[ImageRow]:
             config.guidance, config.lcm, config.styles, config.style_weights, config.lcm_weights
         )
     if config.table == "close":
-        return close_table(config.guidance, config.lcm, _phased(config))
+        return close_table(config.guidance, _phased(config))
     if config.table == "full":
         return full_table(config.guidance, config.lcm, config.full)
     rows = steps_table(config.guidance, config.lcm, _phased(config))

@@ -121,9 +121,7 @@ class ImageBenchConfig:
         if not all(1 <= guidance <= 1000 for guidance in (self.guidance, *self.guidances)):
             raise ConfigError(f"guidance must lie in [1, 1000], got {self.guidance} and {self.guidances}")
         if self.table != "sweep" and self.loras is None:
-            raise ConfigError(
-                f"table {self.table} runs the LoRA {self.lcm!r}: say where it lies with loras"
-            )
+            raise ConfigError(f"table {self.table} draws with LoRAs: say where they lie with loras")
         if self.table in ("universal", "weights") and self.style_judge is None:
             raise ConfigError(f"table {self.table} asks which style a picture has: give style_judge")
         if self.table not in ("universal", "weights") and self.styles:

@@ -73,12 +73,12 @@ def steps_table(guidance: float, lcm: str, phased: Sequence[tuple[str, int]] = (
     return rows
 
 
-def close_table(guidance: float, lcm: str, phased: Sequence[tuple[str, int]]) -> list[ImageRow]:
+def close_table(guidance: float, phased: Sequence[tuple[str, int]]) -> list[ImageRow]:
     """Return the rows of `steps_table` that come near the teacher at the steps of the LoRAs distilled by phases: few
     enough for so many pictures that their intervals come apart."""
     rows = [_free("ddim", MANY_STEPS, guidance)]
     for steps in dict.fromkeys(steps for _, steps in phased):
-        rows += [*(_free(name, steps, guidance) for name in FREE_SAMPLERS), _lcm("LCM-LoRA", steps, lcm)]
+        rows += [_free(name, steps, guidance) for name in FREE_SAMPLERS]
         rows += [_phased(lora, n) for lora, n in phased if n == steps]
     return rows
 
