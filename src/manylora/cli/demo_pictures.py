@@ -86,7 +86,9 @@ def draw_grid(
     )
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        save_png(grid, out, {SETTINGS_KEY: json.dumps([picture.settings for picture in pictures])})
+        # The grid is there to be shown around, so it names no folder of whoever drew it.
+        told = [{**picture.settings, "base": "examples/icons/model"} for picture in pictures]
+        save_png(grid, out, {SETTINGS_KEY: json.dumps(told)})
     except OSError as error:
         raise ConfigError(f"cannot write '{out}': {error.strerror or error}") from None
     console.print(f"{out}: {len(jobs)} pictures, {len(prompts)} prompts in {len(columns)} ways")
