@@ -2,11 +2,12 @@
 # Distils the icons base's acceleration into a LoRA and measures it: ./run.sh [STEP...], STEP one of
 #   sweep      the teacher's guidance: KID of its pictures at 32 steps, by scale; done before distilling
 #   distill    the LoRA
-#   phased     the other objective: LoRAs for 4, for 2 and for 1 step, deterministic; phased-4 and so on make one each
+#   phased     the other objective: LoRAs for 4, for 2 and for 1 step, deterministic; phased-4 and so on make one each;
+#              the one for 4 also cut to rank 8
 #   rank-4     the LCM-LoRA at rank 4 from the start
 #   full       all weights of the UNet instead, and both measured
 #   steps      few steps with and without the LoRA, beside samplers that need no training
-#   close      those at 4 steps that lie near each other, for ten times the pictures
+#   close      those at 4 steps that lie near each other, for eight times the pictures
 #   universal  the LoRA beside each style, and in a base fine-tuned on another set
 #   ranks      the LoRA cut to smaller ranks by its singular values, beside the one of rank 4
 #   weights    the map of a style's weight and the LoRA's, at 4 steps: figures, and one labelled picture
@@ -41,6 +42,17 @@ phased() { # steps that the LoRA is for, solver steps
         --learning-rate 1e-3 --out "runs/icons/loras/phased-$1"
 }
 
+cut() { # a LoRA, to a rank. Its record goes along: it says by which sampler and in how many steps it draws.
+    local to=runs/icons/loras/$1-rank-$2
+    "$python" -m manylora compose "$1" "$to" --adapters runs/icons/loras --method svd --rank "$2" --dtype float16
+    cp "runs/icons/loras/$1/distill.json" "$to"
+}
+
+phased_4() {
+    phased 4 48
+    cut phased-4 8
+}
+
 made() { # of these LoRAs, those that are there, joined by commas
     local found=() name
     for name in "$@"; do
@@ -60,8 +72,12 @@ for step in "$@"; do
     case $step in
         sweep) bench --table sweep --num-seeds 3 --guidances 1,1.5,2,2.5,3 ;;
         distill) distill --out runs/icons/loras/lcm ;;
-        phased) phased 4 48 && phased 2 32 && phased 1 32 ;;
-        phased-4) phased 4 48 ;;
+        phased)
+            phased_4
+            phased 2 32
+            phased 1 32
+            ;;
+        phased-4) phased_4 ;;
         phased-2) phased 2 32 ;;
         phased-1) phased 1 32 ;;
         rank-4) distill --rank 4 --out runs/icons/loras/lcm-rank-4 ;;
@@ -73,7 +89,7 @@ for step in "$@"; do
             bench --table steps --num-seeds 5 --train-data icons/data/train --phased "$(made phased-4 phased-2 phased-1)"
             ;;
         close)
-            bench --table close --num-seeds 50 --phased "$(made phased-4)"
+            bench --table close --num-seeds 40 --phased "$(made phased-4 phased-4-rank-8)"
             ;;
         universal)
             names=${styles//,/ }

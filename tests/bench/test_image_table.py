@@ -330,7 +330,7 @@ def test_a_phased_lora_is_drawn_by_ddim_in_its_steps(world, tmp_path):
 def test_tables_name_each_row_once():
     for rows in (
         steps_table(2.5, "lcm", phased=[("four", 4), ("one", 1)]),
-        close_table(2.5, [("four", 4), ("four:1.1", 4), ("one", 1)]),
+        close_table(2.5, [("four", 4), ("four:1.1", 4), ("cut", 4), ("one", 1)]),
         full_table(2.5, "lcm", "full"),
         universal_table(2.5, "lcm", ["a", "b"], "finetuned", "a"),
     ):

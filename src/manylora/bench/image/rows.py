@@ -69,8 +69,7 @@ def steps_table(guidance: float, lcm: str, phased: Sequence[tuple[str, int]] = (
         *(_lcm("LCM sampler without LoRA", n, "", guidance=g) for g in (1.0, guidance) for n in (4, 2, 1)),
         *(_lcm("LCM-LoRA", n, lcm) for n in FEW_STEPS),
     ]
-    rows += [_phased(lora, steps) for lora, steps in phased]
-    return rows
+    return rows + _phased(phased)
 
 
 def close_table(guidance: float, phased: Sequence[tuple[str, int]]) -> list[ImageRow]:
@@ -79,7 +78,7 @@ def close_table(guidance: float, phased: Sequence[tuple[str, int]]) -> list[Imag
     rows = [_free("ddim", MANY_STEPS, guidance)]
     for steps in dict.fromkeys(steps for _, steps in phased):
         rows += [_free(name, steps, guidance) for name in FREE_SAMPLERS]
-        rows += [_phased(lora, n) for lora, n in phased if n == steps]
+        rows += _phased([(lora, n) for lora, n in phased if n == steps])
     return rows
 
 
@@ -106,7 +105,7 @@ def universal_table(
 ) -> list[ImageRow]:
     """Return the rows that say whether the LCM-LoRA goes with styles, and with another base, that it has never met."""
     rows = [_free("ddim", MANY_STEPS, guidance), _lcm("LCM-LoRA", 4, lcm)]
-    rows += [_phased(lora, steps) for lora, steps in phased]
+    rows += _phased(phased)
     for style in styles:
         alone = f"{style}:{STYLE_WEIGHT}"
         rows += [
@@ -152,9 +151,15 @@ def fast_row(name: str, sampler: str, steps: int, lora: str, look: str | None = 
     return _named(name, sampler, steps, 1.0, lora, look)
 
 
-def _phased(lora: str, steps: int) -> ImageRow:
-    weight = lora.partition(":")[2]
-    return fast_row(f"phased LoRA at {weight}" if weight else "phased LoRA", "ddim", steps, lora)
+def _phased(phased: Sequence[tuple[str, int]]) -> list[ImageRow]:
+    """Return a row for each. The first LoRA for so many steps needs no name, others for as many do."""
+    rows: list[ImageRow] = []
+    first: dict[int, str] = {}
+    for lora, steps in phased:
+        name, _, weight = lora.partition(":")
+        label = "phased LoRA" if first.setdefault(steps, name) == name else f"phased LoRA {name}"
+        rows.append(fast_row(f"{label} at {weight}" if weight else label, "ddim", steps, lora))
+    return rows
 
 
 def _lcm(name: str, steps: int, lora: str, guidance: float = 1.0) -> ImageRow:
