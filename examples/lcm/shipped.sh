@@ -28,4 +28,4 @@ fi
 cd "$root"
 exec "$python" -m manylora bench image --base "$base" --judge "$cache/runs/icons/judge/judge" \
     --data "$cache/icons/data/held_out" --guidance 2 --loras "$loras" --cache "$cache/runs/icons/bench" \
-    --num-prompts 100 --num-seeds 5 --chance seeds --json "$@"
+    --num-prompts 100 --num-seeds 5 --chance seeds --json --no-record "$@" # records are what run.sh keeps
