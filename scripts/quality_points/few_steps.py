@@ -1,7 +1,7 @@
 """How near few steps come to many: KID of the acceleration LoRAs against the teacher and samplers without training.
 
-Read from the kept records. `steps` has all rows; `close` those of 4 steps alone, whose KID lies nearest, for eight times
-the pictures: what it has is read from it.
+Read from the kept records. `steps` has all rows; `close` those of 4 steps alone, whose KID lies nearest, for eight
+times the pictures: what it has is read from it.
 """
 
 from collections.abc import Iterator
