@@ -208,3 +208,40 @@ def test_a_schema_is_compiled_once_and_only_so_many_are_kept(monkeypatch: pytest
         guides.start(form({"const": number}))
     guides.start(form(SCHEMA))
     assert len(compiled) == 2 + MAX_COMPILED
+
+
+def limit(monkeypatch: pytest.MonkeyPatch, states: int) -> None:
+    """Give llguidance so few states, where it has a quarter of a million: forms that use up so many are slow."""
+    from llguidance import LLMatcher, LLParserLimits
+
+    def matcher(self: Guides, schema: Mapping[str, Any]) -> LLMatcher:
+        grammar = LLMatcher.grammar_from_json_schema(dict(schema))
+        return LLMatcher(
+            self._ready_tokenizer(), grammar, log_level=0, limits=LLParserLimits(max_lexer_states=states)
+        )
+
+    monkeypatch.setattr(Guides, "_matcher", matcher)
+
+
+def test_a_limit_met_on_the_way_is_an_error_and_not_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At a limit every token but the end is ruled out: the end that follows is not one that the form has."""
+    limit(monkeypatch, 50)
+    strings = [{"type": "string", "pattern": pattern} for pattern in ("^a{3}$", "(.*a.{200})+")]
+    with engine() as served:
+        good, bad = served.generate(
+            [[1], [1]], [params(schema, logit_bias={ord("a"): 100.0}) for schema in strings]
+        )
+    assert good.text == '"aaa"'
+    assert len(bad.token_ids) > 1, "it met the limit at once"
+    assert isinstance(bad.error, RequestError)
+    assert "response_format cannot be followed: lexer error: too many states" in str(bad.error)
+
+
+def test_a_limit_met_at_once_refuses_the_schema(monkeypatch: pytest.MonkeyPatch) -> None:
+    guides = Guides(tiny_tokenizer(), vocab_size=CONFIG.vocab_size, eos_token_ids=CONFIG.eos_token_ids)
+    digits = form({"type": "integer"})
+    guides.start(digits)
+    limit(monkeypatch, 2)
+    guides = Guides(tiny_tokenizer(), vocab_size=CONFIG.vocab_size, eos_token_ids=CONFIG.eos_token_ids)
+    with pytest.raises(RequestError, match="the JSON schema asks too much: lexer error: too many states"):
+        guides.start(digits)

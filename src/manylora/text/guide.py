@@ -108,7 +108,11 @@ class Guides:
         if matcher.is_error():
             fault = _reason(matcher)
             raise RequestError(f"response_format: the JSON schema{self._place(schema, fault)}: {fault}")
-        return Guide(matcher)
+        guide = Guide(matcher)
+        guide.allowed()  # some limits are met only when the first tokens are worked out
+        if guide.error:
+            raise RequestError(f"response_format: the JSON schema asks too much: {guide.error}")
+        return guide
 
     def _place(self, schema: Mapping[str, Any], fault: str) -> str:
         """Where in a schema its fault lies: at the innermost part that has the same fault by itself."""

@@ -60,13 +60,16 @@ class LiveSequence:
         if token.token_id is None:
             error = _nothing_left if token.is_sound else _not_finite
             return self.end(lifecycle.fail(error(self.sequence.request)))
+        if self._guide is not None and self._guide.error:
+            return self._out_of_form(
+                self._guide
+            )  # it failed when asked what may come, and left only the end to choose
         update = self._stop.push(token.token_id)
         text, reason = update.text, update.finish_reason
         if self._guide is not None and reason is not FinishReason.STOP:
             self._guide.push(token.token_id)
             if self._guide.error:
-                error_in_form = RequestError(f"response_format cannot be followed: {self._guide.error}")
-                return self.end(lifecycle.fail(error_in_form))
+                return self._out_of_form(self._guide)
             if self._guide.is_complete:
                 # With the last token that max_tokens allows, all text has been given already.
                 text, reason = text if reason else text + self._stop.flush(), FinishReason.STOP
@@ -81,6 +84,10 @@ class LiveSequence:
         """The last output of a sequence that does not end by itself, with the text that was held back."""
         assert event.state is not RequestState.FINISHED
         return self._output(text=self._stop.flush(), event=event)
+
+    def _out_of_form(self, guide: Guide) -> Output:
+        error = RequestError(f"response_format cannot be followed: {guide.error}")
+        return self.end(self.sequence.lifecycle.fail(error))
 
     def _output(self, **brought: Any) -> Output:
         return Output(
