@@ -21,7 +21,7 @@ from manylora.server import adapter_calls, engine_process
 from manylora.server.adapter_calls import AdapterCalls
 from manylora.server.channel import ChannelClosed
 from manylora.server.engine_client import EngineClient, EngineError
-from manylora.server.engine_process import INTAKE_THREADS, EngineProcess
+from manylora.server.engine_process import CALL_THREADS, INTAKE_THREADS, EngineProcess
 from manylora.server.messages import UNAVAILABLE, Step
 from manylora.text import Engine, SamplingParams
 from tests.lora.remote_servers import FolderServer
@@ -556,6 +556,31 @@ def test_a_root_that_hangs_is_not_waited_for_by_a_listing(
             may_answer.set()
             await until(lambda: "late" in names.known_names())
             assert "late" in await client.names()
+
+    run(test(engine(source=names)))
+
+
+def test_of_those_who_ask_for_names_one_at_most_waits_for_a_root(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or a root that hangs would take every thread that answers calls."""
+    names, may_answer = Library(root), threading.Event()
+    source = names._listings[0].source
+    real = source.names
+    monkeypatch.setattr(adapter_calls, "LISTING_AGE_S", 0.0)
+
+    async def test(one: Engine) -> None:
+        async with serving(one, names) as client:
+            known = await client.names()
+            monkeypatch.setattr(source, "names", lambda: may_answer.wait() and real())
+            waiting = asyncio.create_task(client.names())
+            await until(lambda: names._listings[0]._anew is not None and not names._listings[0]._anew.done())
+            for _ in range(2 * CALL_THREADS):
+                assert await client.names() == known
+            assert (await client.adapter_info("alice"))["name"] == "alice"
+            assert not waiting.done()
+            may_answer.set()
+            assert await waiting == known
 
     run(test(engine(source=names)))
 

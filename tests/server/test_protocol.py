@@ -228,6 +228,16 @@ def test_a_long_value_is_not_repeated_in_full():
     assert len(refusal(CompletionBody, COMPLETION | {"seed": "9" * 100_000}).message) < 300
 
 
+def test_samples_of_all_prompts_are_bounded():
+    for prompts in (["p"] * 128, [[1, 2]] * 128):
+        assert CompletionBody.model_validate(COMPLETION | {"prompt": prompts, "n": 8}).n == 8
+        error = refusal(CompletionBody, COMPLETION | {"prompt": prompts, "n": 9})
+        assert error.param == "prompt"
+        assert "128 prompts with `n`: 9 are 1,152 samples; one request may ask for 1,024" in error.message
+    for one_prompt in ("p", list(range(2000))):
+        assert CompletionBody.model_validate(COMPLETION | {"prompt": one_prompt, "n": 128}).n == 128
+
+
 def test_a_schema_may_be_deep_but_not_endless():
     def nested(depth: int) -> dict[str, Any]:
         schema: dict[str, Any] = {}

@@ -52,14 +52,17 @@ class AdapterCalls:
     def names(self) -> list[str]:
         """All names, as the roots held them a few seconds ago at most: whoever asks often shall not make them list.
 
-        Those of a root that does not answer are as it held them when it last did.
+        Those of a root that does not answer are as it held them when it last did. Only one caller waits for that: the
+        threads of these calls are few, and what the others ask for may be quick.
         """
-        with self._listing:
-            now = time.monotonic()
-            if now - self._listed_at > LISTING_AGE_S:
-                self._listed_at = now
-                for error in self._library.list_anew(LISTING_WAIT_S):
-                    log.warning("the list of adapters is not up to date: %s", error)
+        if self._listing.acquire(blocking=False):
+            try:
+                if time.monotonic() - self._listed_at > LISTING_AGE_S:
+                    for error in self._library.list_anew(LISTING_WAIT_S):
+                        log.warning("the list of adapters is not up to date: %s", error)
+                    self._listed_at = time.monotonic()
+            finally:
+                self._listing.release()
         return self._library.known_names()
 
     def adapter_info(self, name: str) -> dict[str, Any]:

@@ -12,6 +12,9 @@ MAX_INTEGER = 2**31 - 1
 MAX_SAMPLES = 128
 """Most samples of one prompt, and most prompts of one request."""
 
+MAX_SAMPLES_OF_ALL = 1024
+"""Most samples of all prompts of one request: each keeps its own copy of its prompt from the moment it is queued."""
+
 MAX_LOGPROBS = 20
 """Most alternatives of a token whose log-probabilities are told."""
 

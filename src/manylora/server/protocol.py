@@ -16,6 +16,7 @@ from manylora.server.body import (
     MAX_INTEGER,
     MAX_LOGPROBS,
     MAX_SAMPLES,
+    MAX_SAMPLES_OF_ALL,
     MAX_SCHEMA_DEPTH,
     Bias,
     BiasKey,
@@ -181,6 +182,18 @@ class CompletionBody(Sampling, UnsupportedOfCompletions):
     max_tokens: Count | None = 16
     """As OpenAI has it. null: until the model stops or its context is full."""
     logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
+
+    @field_validator("prompt")
+    @classmethod
+    def _has_room_for_all_samples(cls, prompt: Any, info: ValidationInfo) -> Any:
+        num_prompts = len(prompt) if isinstance(prompt, list) and not isinstance(prompt[0], int) else 1
+        n = info.data.get("n") or 1
+        if num_prompts * n > MAX_SAMPLES_OF_ALL:
+            raise ValueError(
+                f"{num_prompts} prompts with `n`: {n} are {num_prompts * n:,} samples; one request may ask for "
+                f"{MAX_SAMPLES_OF_ALL:,}"
+            )
+        return prompt
 
     def sampling_params(self) -> dict[str, Any]:
         given = {"max_tokens": self.max_tokens, "logprobs": self.logprobs}
