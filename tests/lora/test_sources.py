@@ -2,6 +2,7 @@
 
 import os
 import resource
+import shutil
 import subprocess
 import sys
 import time
@@ -537,6 +538,25 @@ def test_what_was_not_used_for_longest_is_removed(cache_dir):
     assert left_behind(cache_dir) == ["b", "d"]
     cache.get("e", fill)
     assert left_behind(cache_dir) == ["b", "d", "e"], "all of them may be in use: none is removed"
+
+
+def test_files_that_another_process_removes_meanwhile_count_nothing(cache_dir, monkeypatch):
+    cache = DownloadCache(cache_dir, max_bytes=1500)
+    listed = downloads._files
+
+    def listed_and_gone(folder: Path) -> list[Path]:
+        files = listed(folder)
+        if folder.name == "a":
+            shutil.rmtree(folder)
+        return files
+
+    def fill(folder: Path) -> None:
+        (folder / "file").write_bytes(b"x" * 1000)
+
+    cache.get("a", fill)
+    monkeypatch.setattr(downloads, "_files", listed_and_gone)
+    cache.get("b", fill)
+    assert left_behind(cache_dir) == ["b"]
 
 
 def test_what_a_killed_process_left_is_removed_in_time(cache_dir):

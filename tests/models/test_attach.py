@@ -254,6 +254,26 @@ def test_what_is_evicted_and_loaded_again_gives_the_same(net: Net, library: Libr
         lora._memory.check_integrity()
 
 
+def test_an_adapter_that_could_not_be_written_takes_no_pages(
+    net: Net, library: Library, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x = torch.randn(1, 6)
+    want = merged(net, library.load("a"), x)
+
+    def no_memory(*_: object) -> None:
+        raise MemoryError
+
+    with attach(net, library, memory_bytes=2 << 16) as lora:
+        with monkeypatch.context() as patch:
+            patch.setattr(lora._pages, "write", no_memory)
+            for _ in range(3):
+                with pytest.raises(MemoryError), lora.rows(["a"]):
+                    raise AssertionError("never reached")
+        assert lora._memory.num_free == 2
+        with lora.rows(["a"]):
+            torch.testing.assert_close(net(x), want)
+
+
 def test_each_of_a_thousand_swaps_changes_its_row_and_no_other(net: Net, library: Library) -> None:
     x, chance = torch.randn(2, 6), Random(0)
     base = net(x)

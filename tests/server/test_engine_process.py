@@ -442,6 +442,7 @@ BAD_PATHS = {
     "nothing there": ("carol", "AdapterNotFoundError"),
     "no adapter": ("broken", "AdapterFormatError"),
     "another model's": ("other-model", "AdapterMismatchError"),
+    "a NUL": ("te\0am/alice", "AdapterNotFoundError"),
     "a lone surrogate": ("no-unicode", "AdapterFormatError"),
 }
 
@@ -574,7 +575,9 @@ def test_of_those_who_ask_for_names_one_at_most_waits_for_a_root(
             known = await client.names()
             monkeypatch.setattr(source, "names", lambda: may_answer.wait() and real())
             waiting = asyncio.create_task(client.names())
-            await until(lambda: names._listings[0]._anew is not None and not names._listings[0]._anew.done())
+            await until(
+                lambda: names._listings[0]._anew is not None and not names._listings[0]._anew.done()
+            )
             for _ in range(2 * CALL_THREADS):
                 assert await client.names() == known
             assert (await client.adapter_info("alice"))["name"] == "alice"

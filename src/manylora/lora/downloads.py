@@ -74,7 +74,7 @@ class DownloadCache:
         if self.max_bytes is None:
             return
         folders = [entry for entry in self.folder.iterdir() if not entry.name.startswith(".")]
-        size = {folder: sum(file.stat().st_size for file in _files(folder)) for folder in folders}
+        size = {folder: sum(map(_num_bytes, _files(folder))) for folder in folders}
         age = {folder: _age_s(folder) for folder in folders}
         excess = sum(size.values()) - self.max_bytes
         for folder in sorted(folders, key=age.__getitem__, reverse=True):
@@ -102,6 +102,13 @@ def _files(folder: Path) -> list[Path]:
         return list(folder.iterdir())
     except FileNotFoundError:  # another process removed it
         return []
+
+
+def _num_bytes(file: Path) -> int:
+    try:
+        return file.stat().st_size
+    except FileNotFoundError:
+        return 0
 
 
 def _age_s(path: Path) -> float:

@@ -158,7 +158,7 @@ class LocalSource:
         return self._found(name, real)
 
     def name_of(self, location: str) -> str | None:
-        if not os.path.isabs(location):
+        if not os.path.isabs(location) or "\0" in location:  # the latter no path can hold
             return None
         real = _without_links(location, strict=False)
         if not self._holds(real):

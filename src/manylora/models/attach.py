@@ -165,7 +165,11 @@ class Attached:
                 )
             pages = self._memory.alloc(image.num_pages)
             self._resident = {i: r for i, r in self._resident.items() if cache.pages(i) is not None}
-            self._resident[identity] = self._pages.write(image, pages)
+            try:
+                self._resident[identity] = self._pages.write(image, pages)
+            except BaseException:
+                self._memory.pool.free(pages)
+                raise
             cache.insert(identity, pages)
             cache.mark_ready(identity)
         return identity
