@@ -30,7 +30,7 @@ from manylora.lora.reader import AdapterRef
 from manylora.models.tiny import tiny_adapter
 from manylora.text import AdapterClustering, Engine, Output, SamplingParams
 from manylora.text.live import LiveSequence
-from tests.text.engines import CONFIG, GREEDY, PAGE_TOKENS, adapters, engine, expect, library
+from tests.text.engines import CONFIG, GREEDY, PAGE_BYTES, PAGE_TOKENS, adapters, engine, expect, library
 
 MIXTURES: list[MixtureLike] = [
     None, "a", "b", "c", "d", "e", "a:0.5",
@@ -210,6 +210,16 @@ def test_two_names_of_one_content_share_pages_and_prefix() -> None:
         assert stats.adapter_loads == 1
         assert stats.prefix_hit_tokens > 0
         assert run(served, [prompt], [{"a": 0.25, "alias": 0.5}]) == [expect(prompt, "a:0.75")]
+
+
+def test_two_names_of_one_content_fit_where_it_fits_once() -> None:
+    source = library()
+    source.add("alias", adapters()["a"])
+    num_pages = -(-source.locate("a").num_bytes // PAGE_BYTES)
+    with engine(num_pages=num_pages + 6, source=source) as served:
+        assert run(served, PROMPTS[1:2], [{"a": 0.25, "alias": 0.5}]) == [expect(PROMPTS[1], "a:0.75")]
+        with pytest.raises(CapacityError):
+            served.submit(PROMPTS[1], GREEDY, {"a": 0.25, "e": 0.5})
 
 
 def test_a_name_pointed_elsewhere_never_serves_what_it_was() -> None:

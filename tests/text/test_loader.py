@@ -99,6 +99,11 @@ class Bench:
             gate.set()
 
     def demand(self, names: str) -> Request:
+        request = self.request(names)
+        self.loader.demand(request)
+        return request
+
+    def request(self, names: str) -> Request:
         request = Request(
             request_id=f"request-{self.num_requests}",
             arrival=self.num_requests,
@@ -109,7 +114,6 @@ class Bench:
             adapters=tuple((self.ref(name), 1.0) for name in names),
         )
         self.num_requests += 1
-        self.loader.demand(request)
         return request
 
     def settle(self) -> dict[str, Exception]:
@@ -269,22 +273,31 @@ def test_an_urgent_demand_comes_before_all_that_are_preferred():
         b.loader.prefer(requests[1:])
         b.settle()
         assert b.library.loads == {"a": 1, "b": 1}
-        b.library.locate("p")
-        urgent = Request(
-            request_id="pin",
-            arrival=9,
-            prompt=(1,),
-            params=SamplingParams(),
-            max_tokens=1,
-            mixture=BASE,
-            adapters=((b.ref("p"), 1.0),),
-        )
+        urgent = b.request("p")
         b.loader.demand(urgent, is_urgent=True)
         b.settle()
-        assert b.is_read("abcp") == [False, False, False, True]
+        assert b.is_read("abcp") == [False, True, False, True]
+        b.loader.prefer(requests[2:])
+        b.settle()
+        assert b.is_read("abcp") == [False, False, True, True], (
+            "no urgent one is dropped for a preferred one"
+        )
+
+
+def test_beside_those_who_are_urgent_one_more_is_read_for():
+    """A pin may wait for requests that were preempted, and these for adapters that were evicted meanwhile."""
+    with bench("abpq", max_pending=1) as b:
+        for name in "pq":
+            b.loader.demand(b.request(name), is_urgent=True)
+        b.settle()
+        assert b.is_read("pqab") == [True, False, False, False]
+        b.demand("a")
+        b.demand("b")
+        b.settle()
+        assert b.is_read("pqab") == [True, False, True, False]
         b.place("p")
-        b.loader.release(urgent)
-        assert b.is_read("bc") == [True, False]
+        b.settle()
+        assert b.is_read("qab") == [True, True, False]
 
 
 def test_a_preference_for_those_who_have_gone_harms_nobody():

@@ -160,6 +160,26 @@ def test_a_pin_waits_where_a_running_request_could_not_end_beside_it() -> None:
     assert answers[long][:12] == expect(PROMPT, None)
 
 
+@pytest.mark.parametrize("order", ["unpin", "unload"])
+def test_a_pin_taken_back_before_it_holds_never_does(order: str) -> None:
+    num_tokens = 4 * (SMALL_POOL - 1) - len(PROMPT)
+    with engine(num_pages=SMALL_POOL) as served:
+        served.submit(PROMPT, SamplingParams(temperature=0, max_tokens=num_tokens, ignore_eos=True), None)
+        served.step()
+        pinned = served.pin("e")
+        served.step()
+        assert not pinned.done()
+        getattr(served, order)("e")
+        served.step()
+        with pytest.raises(AdapterError, match="the pin of 'e' was taken back"):
+            pinned.result(0)
+        drain(served)
+        assert not any(one.is_pinned for one in served.residency())
+        again = served.pin("d")
+        drain(served)
+        assert again.result(0) is None
+
+
 def test_unloading_drains_and_then_gives_the_bytes_back() -> None:
     source = library()
     with engine(source=source) as served:

@@ -324,6 +324,22 @@ def test_a_pinned_adapter_stays_and_those_who_fit_beside_it_run():
     finish(world, larger)
 
 
+def test_pages_that_a_preempted_sequence_needs_to_go_on_cannot_be_spared():
+    """It was refused when its turn came again, in the middle of its answer."""
+    world = World(10, {"x": 2, "y": 2, "z": 3}, page_tokens=1, prefix_caching=False)
+    world.submit(1, 1, "y")
+    world.drain()
+    (older,) = world.submit(2, 5)
+    (younger,) = world.submit(1, 5, "y")
+    run_until(world, lambda: younger.has_run and younger in world.scheduler.waiting, delivering=True)
+    assert world.scheduler.running == [older]
+    assert world.scheduler.could_spare(content("x"), 2)
+    assert not world.scheduler.could_spare(content("z"), 3)  # 8 of the 7 that would be left
+    assert world.scheduler.could_spare(content("y"), 2)
+    world.drain()
+    assert world.scheduler.could_spare(content("z"), 3)
+
+
 def test_samples_of_a_prompt_wait_for_the_pages_that_they_share_and_no_longer():
     world = World(40, max_batch_tokens=16, max_num_seqs=4)
     first, *others = world.submit(9, 3, n=4)

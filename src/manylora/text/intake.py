@@ -68,7 +68,8 @@ class Intake:
         tokenized = [self.tokenize(prompt) for prompt in prompts]
         parsed = Mixture.parse(mixture)
         adapters = tuple((self._library.locate(name), weight) for name, weight in parsed.weights)
-        refs = [ref for ref, _ in adapters]
+        # Two names may point at the same content, which takes pages once.
+        refs = list({self._library.identity(ref) or ref: ref for ref, _ in adapters}.values())
         requests = []
         for tokens, request_id in zip(tokenized, request_ids, strict=True):
             max_tokens = self._max_tokens(len(tokens), params.max_tokens, refs)

@@ -55,7 +55,7 @@ class AdapterLoader:
         Args:
             check_fits: raises AdapterMismatchError for an adapter of another model.
             max_pending: most adapters being read or read and waiting for pages; more only where the first request
-                alone needs more.
+                alone needs more, or the first after those that are urgent.
         """
         self.resident: dict[AdapterId, ResidentAdapter] = {}
         self._library = library
@@ -94,7 +94,7 @@ class AdapterLoader:
                 self._urgent[request] = None
                 self._has_changed |= self._is_full
             # Whoever finds `_due` out of date or full comes last: `poll` sees to it in its turn.
-            if not self._is_stale() and not self._is_full:
+            if not self._is_stale() and (not self._is_full or self._only_urgent()):
                 self._start_reading(self._add_to_due(request))
 
     def release(self, request: Demand) -> None:
@@ -214,7 +214,7 @@ class AdapterLoader:
             seen.update(keys)
             if keys:
                 self._add_to_due(request)
-            if self._is_full:
+            if self._is_full and not self._only_urgent():
                 return
 
     def _begun(self) -> list[Demand]:
@@ -232,13 +232,19 @@ class AdapterLoader:
     def _add_to_due(self, request: Demand) -> dict[Hashable, AdapterKey]:
         """Let a whole request in, or nobody any more; returns what it lacks, {} where it was not let in."""
         absent = self._absent(_keys(request))
-        if self._due and len(self._due | absent) > self._max_pending:
+        is_first = not self._due or (request not in self._urgent and self._only_urgent())
+        if not is_first and len(self._due | absent) > self._max_pending:
             self._is_full = True
             return {}
         self._due |= absent
         if absent:
             self._let_in.append(request)
         return absent
+
+    def _only_urgent(self) -> bool:
+        """Whether nobody but those who are urgent was let in. One more always is: they may have to wait for requests
+        that began to answer, and these for adapters that were evicted since."""
+        return all(one in self._urgent for one in self._let_in)
 
     def _absent(self, keys: Iterable[AdapterKey]) -> dict[Hashable, AdapterKey]:
         """Those whose adapter is not in the pool. By content where that is known, so that two names are read once."""
@@ -250,7 +256,7 @@ class AdapterLoader:
         return absent
 
     def _start_reading(self, due: Mapping[Hashable, AdapterKey]) -> None:
-        limit = max(self._max_pending, len(due))
+        limit = max(self._max_pending, len(self._due))
         reading = self._absent(self._reading)
         for what, key in due.items():
             if len(self._reading) + len(self._images) >= limit:

@@ -104,7 +104,7 @@ class Residency:
 
     def unpin(self, name: str) -> None:
         """Take back `pin(name)`, whatever the name points at by now."""
-        self._orders.append(partial(self._unpin, name))
+        self._orders.append(partial(self._take_back, name))
 
     def unload(self, name: str) -> "Future[int]":
         """Take the name out of the library, and its pin; then evict what it meant when it was last asked for."""
@@ -164,12 +164,7 @@ class Residency:
                     continue
             except CapacityError as too_large:
                 error = too_large
-            self._pins.remove(pin)
-            self._loader.release(pin)
-            if error is None:
-                pin.done.set_result(None)
-            else:
-                pin.done.set_exception(error)
+            self._end(pin, error)
 
     def settle(self) -> None:
         """Free the pages of evicted adapters whose last user is gone."""
@@ -203,6 +198,20 @@ class Residency:
         self._pinned[pin.name] = identity
         adapters.pin(identity)
         return True
+
+    def _take_back(self, name: str) -> None:
+        """The pin of a name, and those for it whose adapter is still on its way."""
+        for pin in [pin for pin in self._pins if pin.name == name]:
+            self._end(pin, AdapterError(f"the pin of '{name}' was taken back before the adapter was there"))
+        self._unpin(name)
+
+    def _end(self, pin: _Pin, error: Exception | None) -> None:
+        self._pins.remove(pin)
+        self._loader.release(pin)
+        if error is None:
+            pin.done.set_result(None)
+        else:
+            pin.done.set_exception(error)
 
     def _unpin(self, name: str) -> None:
         identity = self._pinned.pop(name, None)

@@ -157,18 +157,21 @@ class Scheduler:
             )
 
     def could_spare(self, identity: AdapterId, num_pages: int) -> bool:
-        """Whether every running sequence, by itself, would still fit if this adapter's pages were never to be had."""
+        """Whether all that have begun to answer, each by itself, would still fit if this adapter's pages were never to
+        be had. Those preempted count too."""
         adapters, total = self.memory.adapters, self.memory.pool.num_pages
         left = total - adapters.num_pinned_pages - num_pages
 
-        def most_pages(sequence: Sequence) -> int:
-            others = (one for one in sequence.held if one != identity and not adapters.is_pinned(one))
-            num_tokens = sequence.num_prompt + sequence.request.max_tokens
-            return -(-num_tokens // self.memory.page_tokens) + sum(
-                len(adapters.pages(one) or ()) for one in others
+        def still_fits(sequence: Sequence) -> bool:
+            others = (
+                pages
+                for one, pages in sequence.adapter_pages.items()
+                if one != identity and not adapters.is_pinned(one)
             )
+            num_tokens = sequence.num_prompt + sequence.request.max_tokens
+            return -(-num_tokens // self.memory.page_tokens) + sum(others) <= left
 
-        return all(most_pages(sequence) <= left for sequence in self.running)
+        return all(map(still_fits, [*self.running, *(one for one in self.waiting if one.has_run)]))
 
     def check_integrity(self) -> None:
         """Assert that queues, pages and adapter references agree."""
@@ -264,6 +267,7 @@ class Scheduler:
             # Two names may point at the same content.
             weights[entry[0]] = weights.get(entry[0], 0.0) + weight
         sequence.mixture = tuple(sorted(weights.items()))
+        sequence.adapter_pages = needs
         try:
             is_pinned = self.memory.adapters.is_pinned
             adapter_pages = sum(pages for identity, pages in needs.items() if not is_pinned(identity))

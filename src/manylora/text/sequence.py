@@ -53,6 +53,8 @@ class Sequence:
     lifecycle: Lifecycle = field(default_factory=Lifecycle)
     mixture: tuple[tuple[AdapterId, float], ...] | None = None
     """The mixture by content, in a fixed order; None until every adapter has been read."""
+    adapter_pages: dict[AdapterId, int] = field(default_factory=dict)
+    """Pages that each adapter of the mixture takes; empty until every adapter has been read."""
     held: list[AdapterId] = field(default_factory=list)
     """Adapters that stay resident on behalf of this sequence."""
     num_cached: int | None = None
@@ -61,6 +63,11 @@ class Sequence:
     @property
     def num_prompt(self) -> int:
         return len(self.request.prompt)
+
+    @property
+    def has_run(self) -> bool:
+        """Whether it was ever admitted; one that waits nevertheless was preempted."""
+        return self.num_cached is not None
 
     @property
     def output(self) -> list[int]:
