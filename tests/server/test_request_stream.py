@@ -80,7 +80,7 @@ def _unread(
 
 @pytest.mark.parametrize(
     ("limits", "wait_s", "says"),
-    [({"max_backlog": 10}, 0.0, "10 pieces"), ({"client_timeout_s": 0.05}, 0.01, "0.05 s")],
+    [({"max_backlog": 10}, 0.0, "20 pieces"), ({"client_timeout_s": 0.05}, 0.01, "0.05 s")],
     ids=["too many pieces", "too long"],
 )
 def test_a_reader_who_does_not_keep_up_loses_the_request(
@@ -91,7 +91,7 @@ def test_a_reader_who_does_not_keep_up_loses_the_request(
     assert not cancelled
     left, cancelled, most = run(_unread(limits, wait_s))
     assert cancelled == ["id"]
-    assert most <= 11
+    assert most <= 21  # of two samples
     # The sample whose end had come but was not read ends once too.
     assert sorted(chunk.index for chunk in left) == [0, 1]
     for chunk in left:

@@ -86,7 +86,7 @@ def from_engine(info: ErrorInfo, *, began: bool, request_id: str, adapters: Sequ
         adapters: those that the request names.
     """
     if info.kind == "AdapterNotFoundError":
-        return no_such_model(adapters)
+        return _replaced(adapters) if began else no_such_model(adapters)
     if info.kind == "OverloadedError":
         return ApiError(
             503 if began else 429, info.message, code="overloaded", retry_after_s=info.retry_after_s
@@ -102,6 +102,13 @@ def from_engine(info: ErrorInfo, *, began: bool, request_id: str, adapters: Sequ
 def internal_error(request_id: str) -> ApiError:
     """A fault of ours: the client gets the id under which the log has the cause."""
     return ApiError(500, f"internal error; the log has its cause under request id {request_id}")
+
+
+def _replaced(names: Sequence[str]) -> ApiError:
+    """The answer where files changed between the request and their reading: what they hold now was not asked for."""
+    listed = " or ".join(f"`{name}`" for name in names)
+    message = f"The adapter {listed} was replaced or removed while this request waited for it; send the request again."
+    return ApiError(503, message, code="adapter_replaced", retry_after_s=1)
 
 
 def no_such_model(names: Sequence[str]) -> ApiError:

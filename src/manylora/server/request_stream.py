@@ -16,7 +16,7 @@ class StreamLimits:
     """What a client may ask of the server's patience."""
 
     max_backlog: int = 4096
-    """Most chunks that wait to be read."""
+    """Most chunks of a sample that wait to be read. Those of all samples of a request are counted together."""
 
     client_timeout_s: float = 30.0
     """Longest that chunks may wait with none being read."""
@@ -94,8 +94,8 @@ class RequestStream:
         if not self._chunks:
             self._read_at = _now()
         self._append(chunk)
-        if len(self._chunks) > self._limits.max_backlog:
-            self._drop(f"the client has left {self._limits.max_backlog} pieces of the answer unread")
+        if len(self._chunks) > self._limits.max_backlog * self._num_samples:
+            self._drop(f"the client has left {len(self._chunks) - 1} pieces of the answer unread")
         elif _now() - self._read_at > self._limits.client_timeout_s:
             self._drop(f"the client has read nothing for {self._limits.client_timeout_s:g} s")
 
