@@ -6,6 +6,7 @@ import io
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -29,6 +30,8 @@ from manylora.distill.probe import Sampling
 from manylora.distill.trainer import Distillation
 from manylora.errors import ConfigError, DataError, TrainingError
 from manylora.models.diffusion_base import load_diffusion_base
+from manylora.models.tiny_diffusion import tiny_sd
+from manylora.training.sole_run import sole_run
 from tests.distill.tiny import TinyPictures, tiny_config, tiny_pictures
 
 QUIET = Console(file=io.StringIO())
@@ -302,6 +305,52 @@ def test_a_run_of_another_base_or_setting_is_not_continued(
         run(other)
 
 
+@pytest.mark.parametrize("part", ["vae", "text_encoder", "scheduler"])
+def test_a_run_is_not_continued_with_other_encoders_or_another_noise_schedule(
+    base_folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
+    asked: list[int] = []
+    solve = Sampling.teacher_end
+
+    def counted(*given: Any) -> Tensor:
+        asked.append(1)
+        return solve(*given)
+
+    monkeypatch.setattr(Sampling, "teacher_end", counted)
+    base = shutil.copytree(base_folders["sd"], tmp_path / "base")
+    config = tiny_config(base, tmp_path, num_steps=2)
+    run(config)
+    shutil.rmtree(base / part)
+    shutil.copytree(tiny_sd(tmp_path / "other", seed=1) / part, base / part)
+    named = "prediction: checkpoint 'v_prediction'" if part == "scheduler" else "encoders_hash: checkpoint"
+    with pytest.raises(ConfigError, match=named):
+        run(config)
+    assert asked == [1]
+    run(replace(config, resume=False))
+    assert asked == [1, 1], "the teacher ends elsewhere"
+
+
+def test_a_second_run_of_the_same_name_is_refused_before_it_writes(
+    base_folders: dict[str, Path], tmp_path: Path, picture_folder: Path
+) -> None:
+    config = tiny_config(base_folders["sd"], tmp_path, out=tmp_path / "elsewhere" / "lcm")
+    with sole_run(config.run_folder):
+        before = sorted(config.run_folder.rglob("*"))
+        with pytest.raises(ConfigError, match="another run uses"):
+            run(config)
+        words = [
+            "--data",
+            str(picture_folder),
+            "--out",
+            str(config.out),
+            "--runs-dir",
+            str(config.runs_dir),
+        ]
+        result = CliRunner().invoke(app, ["distill", config.base, *words, "--device", "cpu"])
+        assert "another run uses" in f"{result.output}{result.exception}"
+        assert sorted(config.run_folder.rglob("*")) == before
+
+
 def test_what_is_no_result_is_not_replaced(base_folders: dict[str, Path], tmp_path: Path) -> None:
     config = tiny_config(base_folders["sd"], tmp_path)
     config.out.mkdir()
@@ -334,7 +383,7 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(
 
     monkeypatch.setattr(os, "fsync", full_disk)
     kept = "step-00000002" if full_at == "a checkpoint" else "step-00000004"
-    with pytest.raises(TrainingError, match=rf"No space left on device.*kept: .*{kept}.*Make room"):
+    with pytest.raises(TrainingError, match=rf"No space left on device.*kept: .*{kept}.*make room"):
         run(config)
     assert not config.out.exists()
     monkeypatch.setattr(os, "fsync", fsync)

@@ -4,6 +4,8 @@ import io
 import json
 import os
 import resource
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -26,6 +28,7 @@ from manylora.models.diffusion_base import load_diffusion_base
 from manylora.models.tiny_diffusion import tiny_sd, tiny_sdxl
 from manylora.train import ImageTrainConfig, train_image
 from manylora.train.image_config import TARGETS
+from manylora.training.sole_run import sole_run
 from tests.train.image_sets import disc, write_folder, write_tar
 
 QUIET = Console(file=io.StringIO())
@@ -255,6 +258,33 @@ def test_other_settings_pictures_or_bases_do_not_continue_a_run(config, tmp_path
     assert set(load_adapter(config.out).ranks.values()) == {3}
 
 
+@pytest.mark.parametrize("part", ["vae", "text_encoder", "scheduler"])
+def test_a_run_is_not_continued_with_other_encoders_or_another_noise_schedule(
+    config, bases, tmp_path, part
+):
+    model = shutil.copytree(bases["sd"], tmp_path / "model")
+    short = replace(config, model=str(model), max_steps=2, num_samples=0)
+    train_image(short, QUIET)
+    assert train_image(short, QUIET).num_steps == 2, "an unchanged base goes on"
+    shutil.rmtree(model / part)
+    other = tiny_sd(tmp_path / "other", seed=1, prediction="v_prediction")
+    shutil.copytree(other / part, model / part)
+    named = (
+        "prediction: checkpoint 'epsilon', now 'v_" if part == "scheduler" else "encoders_hash: checkpoint"
+    )
+    with pytest.raises(ConfigError, match=named) as error:
+        train_image(short, QUIET)
+    assert "base_hash" not in str(error.value)
+
+
+def test_a_second_run_of_the_same_name_is_refused_before_it_writes(config, tmp_path):
+    with sole_run(config.run_folder):
+        before = sorted(config.run_folder.rglob("*"))
+        with pytest.raises(ConfigError, match="another run uses"):
+            train_image(replace(config, out=tmp_path / "elsewhere" / config.out.name), QUIET)
+        assert sorted(config.run_folder.rglob("*")) == before
+
+
 def test_a_diverging_run_stops_and_keeps_what_was_there(config):
     train_image(config, QUIET)
     before = load_adapter(config.out).identity
@@ -314,10 +344,22 @@ def test_a_webdataset_trains_as_its_image_folder_does(config, tmp_path):
 def test_min_snr_and_caption_dropout_change_what_is_learnt(config):
     train_image(config, QUIET)
     identities = {load_adapter(config.out).identity}
-    for other in (replace(config, min_snr_gamma=None), replace(config, caption_dropout=0.9)):
+    for other in (replace(config, min_snr_gamma=0.0), replace(config, caption_dropout=0.9)):
         train_image(replace(other, resume=False), QUIET)
         identities.add(load_adapter(config.out).identity)
     assert len(identities) == 3
+
+
+def test_weighing_all_timesteps_alike_can_be_said_on_the_command_line(config):
+    alike = replace(config, min_snr_gamma=0.0, targets="attention", max_steps=1, num_samples=0)
+    train_image(alike, QUIET)
+    identity = load_adapter(config.out).identity
+    command = json.loads((config.out / "training.json").read_text())["command"]
+    assert "--min-snr-gamma 0.0" in command
+    words = [*shlex.split(command)[1:], "--no-resume"]
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 0, result.output
+    assert load_adapter(config.out).identity == identity
 
 
 def test_broken_pictures_and_empty_captions_are_told(config, tmp_path):

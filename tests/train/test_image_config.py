@@ -33,6 +33,7 @@ REQUIRED: dict[str, Any] = {"model": "m", "data": Path("d"), "out": Path("somewh
         ("eval_fraction", 1.0),
         ("alpha", 0.0),
         ("min_snr_gamma", -5.0),
+        ("min_snr_gamma", math.inf),
         ("sample_guidance", 0.5),
         ("targets", "everything"),
         ("empty_captions", "invent"),

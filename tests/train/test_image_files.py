@@ -20,6 +20,14 @@ def test_an_image_folder_gives_captions_and_bytes_in_its_order(tmp_path):
     assert [file.name for file in found] == ["000.png", "001.png", "002.png", "003.png"]
 
 
+def test_only_a_line_feed_ends_a_row(tmp_path):
+    """The other ends of lines that Python knows may stand in a JSON text."""
+    captions = [f"a{end}b" for end in ("\u2028", "\u2029", "\x85")]
+    lines = [json.dumps({"file_name": "a.png", "text": text}, ensure_ascii=False) for text in captions]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    assert [file.caption for file in read_picture_files(tmp_path)] == captions
+
+
 def test_a_picture_that_is_missing_is_named_and_a_caption_that_is_missing_is_empty(tmp_path):
     rows = [
         {"file_name": "gone.png", "text": "a cat"},

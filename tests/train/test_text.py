@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -17,7 +18,8 @@ from rich.console import Console
 from manylora.errors import ConfigError, DataError, TrainingError
 from manylora.lora.formats import load_peft
 from manylora.train import TextTrainConfig, train_text
-from tests.train.tiny import tiny_model
+from manylora.training.sole_run import sole_run
+from tests.train.tiny import save_tiny, tiny_model
 
 QUIET = Console(file=io.StringIO())
 
@@ -161,6 +163,47 @@ def test_other_settings_do_not_continue_a_run_but_may_start_it_afresh(config):
         train_text(other, QUIET)
     train_text(replace(other, resume=False), QUIET)
     assert set(load_peft(config.out).ranks.values()) == {3}
+
+
+def test_a_run_is_not_continued_on_other_weights_at_the_same_path(config, tmp_path):
+    short = replace(config, model=str(save_tiny(tmp_path / "model")), max_steps=2)
+    train_text(short, QUIET)
+    assert train_text(short, QUIET).num_steps == 2, "an unchanged base goes on"
+    other = tiny_model()
+    with torch.no_grad():
+        other.model.norm.weight += 0.1
+    other.save_pretrained(tmp_path / "model")
+    with pytest.raises(ConfigError, match="base_hash: checkpoint"):
+        train_text(short, QUIET)
+
+
+def test_a_second_run_of_the_same_name_is_refused_before_it_writes(config, tmp_path):
+    with sole_run(config.run_folder):
+        before = sorted(config.run_folder.rglob("*"))
+        with pytest.raises(ConfigError, match="another run uses"):
+            train_text(replace(config, out=tmp_path / "elsewhere" / config.out.name), QUIET)
+        assert sorted(config.run_folder.rglob("*")) == before
+
+
+@pytest.mark.parametrize("full_at", ["parameters.safetensors", "optimizer.pt"])
+def test_a_full_disk_is_said_and_the_run_goes_on_when_there_is_room(config, full_at):
+    config = replace(config, rank=8, max_steps=4)
+    train_text(replace(config, name="whole"), QUIET)
+    folder = replace(config, name="whole").run_folder / "checkpoints" / "step-00000004"
+    room = (folder / full_at).stat().st_size - 1
+    short = replace(config, out=config.out.parent / "full")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))  # writing more fails, as on a full disk
+    try:
+        with pytest.raises(
+            TrainingError,
+            match=r"cannot be written or read: .*\. No checkpoint was written yet\. .*make room",
+        ):
+            train_text(short, QUIET)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not short.out.exists()
+    assert train_text(short, QUIET).num_steps == 4
 
 
 def test_a_diverging_run_stops_and_keeps_what_was_there(config):

@@ -17,6 +17,14 @@ def test_both_kinds_of_row_are_read_and_blank_lines_are_not(tmp_path):
     assert read_rows(path) == [CHAT, PAIR]
 
 
+def test_only_a_line_feed_ends_a_row(tmp_path):
+    """The other ends of lines that Python knows may stand in a JSON text."""
+    rows = [{"prompt": f"a{end}b", "completion": "x"} for end in ("\u2028", "\u2029", "\x85")]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in rows), encoding="utf-8")
+    assert read_rows(path) == rows
+
+
 def chat(*messages):
     return json.dumps({"messages": [{"role": role, "content": content} for role, content in messages]})
 

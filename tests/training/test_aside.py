@@ -1,3 +1,7 @@
+import errno
+import shutil
+from pathlib import Path
+
 import pytest
 
 from manylora.training.aside import directory_aside, write_text_aside
@@ -37,13 +41,66 @@ def test_a_folder_is_replaced_whole(tmp_path):
 
 
 def test_what_a_killed_writer_left_is_cleared_by_the_next(tmp_path):
-    leftover = tmp_path / ".target.aside"
-    leftover.mkdir()
-    (leftover / "half").write_text("")
+    (tmp_path / "target").mkdir()
+    for name in (".target.aside", ".target.old"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "half").write_text("")
     with directory_aside(tmp_path / "target") as aside:
         (aside / "file").write_text("")
     assert [path.name for path in (tmp_path / "target").iterdir()] == ["file"]
-    assert not leftover.exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["target"]
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL."""
+
+
+def test_a_kill_while_the_old_folder_is_deleted_leaves_a_whole_one(tmp_path, monkeypatch):
+    def delete_one_file(folder, **_):
+        for path in Path(folder).glob("*"):
+            path.unlink()
+            raise Killed
+
+    target = tmp_path / "target"
+    target.mkdir()
+    (target / "file").write_text("old")
+    with monkeypatch.context() as patched:
+        patched.setattr(shutil, "rmtree", delete_one_file)
+        with pytest.raises(Killed), directory_aside(target) as aside:
+            (aside / "file").write_text("new")
+    assert (target / "file").read_text() == "new"
+
+
+def test_a_folder_that_cannot_be_moved_stays_as_it_was(tmp_path, monkeypatch):
+    """As a mount point, which can be emptied but not renamed, nor renamed over."""
+    target = tmp_path / "target"
+    target.mkdir()
+    (target / "file").write_text("old")
+    rename = Path.rename
+
+    def refuse_mount_point(self, other):
+        if target in (self, other):
+            raise OSError(errno.EBUSY, "Device or resource busy")
+        return rename(self, other)
+
+    monkeypatch.setattr(Path, "rename", refuse_mount_point)
+    with pytest.raises(OSError, match="busy"), directory_aside(target) as aside:
+        (aside / "file").write_text("new")
+    assert (target / "file").read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["target"]
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_a_link_stays_and_the_folder_that_it_leads_to_is_replaced(tmp_path, is_there):
+    (tmp_path / "link").symlink_to("deep/target")
+    if is_there:
+        (tmp_path / "deep/target").mkdir(parents=True)
+    for name in ("first", "second"):
+        with directory_aside(tmp_path / "link") as aside:
+            (aside / name).write_text("")
+    assert (tmp_path / "link").is_symlink()
+    assert [path.name for path in (tmp_path / "deep/target").iterdir()] == ["second"]
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["target"]
 
 
 def test_a_text_is_replaced(tmp_path):

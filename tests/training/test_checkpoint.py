@@ -1,4 +1,5 @@
 import pickle
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -67,6 +68,28 @@ def test_what_a_kill_left_half_written_does_not_count(tmp_path):
     save_checkpoint(tmp_path, make_checkpoint(1), keep=2)
     (tmp_path / ".step-00000002.aside").mkdir()
     assert latest(tmp_path).step == 1
+
+
+def write_as_if_on_cuda(path: Path) -> None:
+    """Rewrite what torch saved so that its tensors lay on the first CUDA device."""
+    with zipfile.ZipFile(path) as file:
+        parts = {info: file.read(info) for info in file.infolist()}
+    on_cpu, on_cuda = (b"X" + len(at).to_bytes(4, "little") + at for at in (b"cpu", b"cuda:0"))
+    with zipfile.ZipFile(path, "w") as file:
+        for info, data in parts.items():
+            file.writestr(info.filename, data.replace(on_cpu, on_cuda))
+    assert on_cuda in b"".join(data.replace(on_cpu, on_cuda) for data in parts.values())
+
+
+def test_a_checkpoint_of_a_gpu_is_read_where_there_is_none(tmp_path):
+    saved = make_checkpoint(3)
+    write_as_if_on_cuda(save_checkpoint(tmp_path, saved, keep=1) / "optimizer.pt")
+    if not torch.cuda.is_available():
+        with pytest.raises(RuntimeError, match="CUDA"):
+            torch.load(tmp_path / "step-00000003" / "optimizer.pt", weights_only=True)
+    moment = latest(tmp_path).optimizer["state"][0]["exp_avg"]
+    assert moment.device.type == "cpu"
+    assert torch.equal(moment, saved.optimizer["state"][0]["exp_avg"])
 
 
 class Attack:

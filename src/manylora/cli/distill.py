@@ -33,20 +33,25 @@ def register(app: typer.Typer) -> None:
         # PEFT, accelerate and diffusers are extras, and slow to import.
         from rich.console import Console
 
-        from manylora.distill.output import refuse_to_replace
+        from manylora.distill.output import RECORD
         from manylora.distill.trainer import distill as run
         from manylora.distill.trainer import load_base
         from manylora.train.image_encoded import encode_pictures
+        from manylora.training.disk import disk_errors
+        from manylora.training.out_folder import refuse_to_replace
+        from manylora.training.sole_run import sole_run
 
         config, console = DistillConfig(base=base, **value_of(DistillConfig, values)), Console(stderr=True)
-        refuse_to_replace(config.out)  # before minutes of encoding
+        refuse_to_replace(config.out, "distilled LoRA", (RECORD,))  # before minutes of encoding
         model = load_base(config)
-        pictures = encode_pictures(
-            config.data,
-            model,
-            config.size or model.default_size,
-            config.skip_empty,
-            config.run_folder / "pictures",
-            console,
-        )
+        # The run takes the folder again; if another one has come in between, it is refused there.
+        with disk_errors(config.run_folder, config.out), sole_run(config.run_folder):
+            pictures = encode_pictures(
+                config.data,
+                model,
+                config.size or model.default_size,
+                config.skip_empty,
+                config.run_folder / "pictures",
+                console,
+            )
         run(config, model, pictures, console)

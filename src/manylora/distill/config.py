@@ -98,7 +98,8 @@ class DistillConfig:
     the published LCM-LoRAs."""
 
     num_solver_steps: int = 50
-    """Steps of the teacher's DDIM solver that the student learns to jump over."""
+    """Steps of the teacher's DDIM solver that the student learns to jump over. Samplers expect 50 of an LCM-LoRA; with
+    another number, give it to `generate` as --original-steps."""
 
     loss: Literal["huber", "l2"] = "huber"
     """Distance between the student's two ends of the trajectory: pseudo-Huber or squared."""

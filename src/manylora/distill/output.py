@@ -14,7 +14,6 @@ import torch
 
 from manylora.distill.config import DistillConfig
 from manylora.distill.learners import GUIDANCE, MAIN, DistilledLora, DistilledUnet
-from manylora.errors import ConfigError
 from manylora.lora.convert import save_adapter
 from manylora.training.aside import directory_aside
 
@@ -22,14 +21,6 @@ RECORD = "distill.json"
 """Base and its hash, guidance and w, steps, settings, hashes of the files, what was measured."""
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-
-
-def refuse_to_replace(out: Path) -> None:
-    """Raise ConfigError if `out` holds something that no distillation left: writing would delete it."""
-    if out.exists() and not (out.is_dir() and ((out / RECORD).exists() or not any(out.iterdir()))):
-        raise ConfigError(
-            f"out = {out} exists and is no distilled LoRA; it would be replaced. Choose another folder"
-        )
 
 
 def write_result(

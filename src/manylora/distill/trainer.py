@@ -7,6 +7,7 @@ In the run's folder:
     checkpoints/          the newest two
     teacher.safetensors   where the teacher's solver takes the looks' noise
     loss.png              at the end
+    lock                  held while a run uses the folder
 """
 
 # Shapes: B rows of a batch, P rows of a look; latents are [.., 4, h, w].
@@ -32,17 +33,20 @@ from manylora.distill.learners import DistilledLora, DistilledUnet
 from manylora.distill.looks import Looks
 from manylora.distill.networks import AveragedStudent, UnetStudent, UnetTeacher
 from manylora.distill.objective import ConsistencyObjective, Draw, Objective
-from manylora.distill.output import refuse_to_replace, write_result
+from manylora.distill.output import RECORD, write_result
 from manylora.distill.phased import PhasedConfig, PhasedObjective
 from manylora.distill.pictures import Pictures, RowOrder, about, batch_of, generator_at
 from manylora.distill.probe import Sampling
 from manylora.models.diffusion_base import DiffusionBase, load_diffusion_base
+from manylora.training.base import diffusion_fingerprint
 from manylora.training.disk import disk_errors
 from manylora.training.hardware import describe_environment, make_accelerator
 from manylora.training.loop import StepRecord, TrainingRun
+from manylora.training.out_folder import refuse_to_replace
 from manylora.training.plot import plot_losses
 from manylora.training.progress import with_progress
 from manylora.training.resume import take_up
+from manylora.training.sole_run import sole_run
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -90,12 +94,13 @@ def distill(
         pictures: encoded by this base at `config.size`.
         console: for notes and the progress bar; stderr by default.
     Raises:
-        ConfigError: settings that contradict each other, the model, or the run that is to be continued.
+        ConfigError: settings that contradict each other, the model, or the run that is to be continued; an `out` that
+            cannot be replaced; another run that uses the run's folder.
         TrainingError: loss or gradient is not finite, or the disk is full; the last good checkpoint is kept.
     """
     console = console or Console(stderr=True)
-    refuse_to_replace(config.out)
-    with disk_errors(config.run_folder, config.out):
+    refuse_to_replace(config.out, "distilled LoRA", (RECORD,))
+    with disk_errors(config.run_folder, config.out), sole_run(config.run_folder):
         distillation = Distillation(config, base, pictures, console)
         distillation.begin()
         records = distillation.steps()
@@ -147,7 +152,12 @@ class Distillation:
             config.loop,
             self.learner.parameters,
             self.accelerator,
-            config.fingerprint | {"base": self.base_hash, "data": pictures.content_hash},
+            {
+                **config.fingerprint,
+                "base": self.base_hash,
+                **diffusion_fingerprint(base),
+                "data": pictures.content_hash,
+            },
             {} if self.ema is None else {f"average.{n}": t for n, t in self.ema.average.items()},
         )
         self.looks = Looks(

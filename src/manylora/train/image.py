@@ -15,15 +15,18 @@ from manylora.train.image_config import ImageTrainConfig
 from manylora.train.image_encoded import NO_CAPTION, EncodedPictures, encode_pictures, split_by_content
 from manylora.train.image_look import Look
 from manylora.train.image_model import ImageStudent, step_losses
-from manylora.train.image_output import DTYPES, refuse_to_replace, write_adapter
+from manylora.train.image_output import DTYPES, MARKS, write_adapter
 from manylora.train.plan import loop_config, num_steps, steps_per_epoch
 from manylora.train.text_output import command_line
+from manylora.training.base import diffusion_fingerprint
 from manylora.training.disk import disk_errors
 from manylora.training.hardware import describe_environment, make_accelerator
 from manylora.training.loop import TrainingRun
+from manylora.training.out_folder import refuse_to_replace
 from manylora.training.plot import plot_losses
 from manylora.training.progress import with_progress
 from manylora.training.resume import take_up
+from manylora.training.sole_run import sole_run
 
 # Settings that say where things go, or when and how a run is looked at: a continued run may change them. The base and
 # the pictures are known by what they hold.
@@ -75,23 +78,23 @@ def train_image(config: ImageTrainConfig, console: Console | None = None) -> Ima
     Args:
         console: for notes and the progress bar; stderr by default.
     Raises:
-        ConfigError: settings that contradict each other, the model, or the run that is to be continued.
+        ConfigError: settings that contradict each other, the model, or the run that is to be continued; an `out` that
+            cannot be replaced; another run that uses the run's folder.
         DataError: no data set, none of its pictures can be used, or a line that cannot be read; with file and line.
         ModelError: the base model cannot be loaded.
         TrainingError: loss or gradient is not finite (the last good checkpoint is kept), or the disk is full.
     """
     console = console or Console(stderr=True)
-    refuse_to_replace(config.out)
+    refuse_to_replace(config.out, "adapter", MARKS)
     accelerator = make_accelerator(config.device, config.precision)
     base = load_diffusion_base(config.model, device=accelerator.device)
     size = config.size or base.default_size
     base.latent_shape(size, size)  # refuses a size that the UNet cannot take, before anything is encoded
     # Of the base's own weights: afterwards PEFT's layers stand among them.
-    base_hash = base.content_hash()
-    data = _load_data(config, base, size, console)
-    student = ImageStudent(base, config, accelerator)
-    with disk_errors(config.run_folder, config.out):
-        return _train(student, data, {"base_hash": base_hash, "size": size}, console)
+    known = {"base_hash": base.content_hash(), "size": size, **diffusion_fingerprint(base)}
+    with disk_errors(config.run_folder, config.out), sole_run(config.run_folder):
+        data = _load_data(config, base, size, console)
+        return _train(ImageStudent(base, config, accelerator), data, known, console)
 
 
 def _train(

@@ -68,8 +68,8 @@ class ImageTrainConfig:
     caption_dropout: float = 0.1
     """Share of captions replaced by the empty one, which guidance compares with."""
 
-    min_snr_gamma: float | None = 5.0
-    """Weigh timesteps by min(SNR, gamma) / SNR, as if the loss were on the data. None: all the same."""
+    min_snr_gamma: float = 5.0
+    """Weigh timesteps by min(SNR, gamma) / SNR, as if the loss were on the data. 0: all the same."""
 
     epochs: float = 10.0
     """Passes over the training pictures."""
@@ -156,10 +156,12 @@ class ImageTrainConfig:
                 raise ConfigError(f"{name} must lie in [0, 1), got {getattr(self, name)}")
         if not 0 < self.eval_fraction < 1:
             raise ConfigError(f"eval_fraction must lie in (0, 1), got {self.eval_fraction}")
-        for name in ("alpha", "min_snr_gamma"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < math.inf:
-                raise ConfigError(f"{name} must be positive and finite, got {value}")
+        if self.alpha is not None and not 0 < self.alpha < math.inf:
+            raise ConfigError(f"alpha must be positive and finite, got {self.alpha}")
+        if not 0 <= self.min_snr_gamma < math.inf:
+            raise ConfigError(
+                f"min_snr_gamma must be finite and at least 0 (all the same), got {self.min_snr_gamma}"
+            )
         if self.max_steps is not None and self.max_steps < 1:
             raise ConfigError(f"max_steps must be at least 1, got {self.max_steps}")
         if self.size is not None and self.size < 8:

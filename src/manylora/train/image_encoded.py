@@ -29,6 +29,7 @@ from manylora.models.diffusion_base import Condition, DiffusionBase
 from manylora.train.image_files import PictureFile, read_picture_files
 from manylora.train.image_pixels import decode
 from manylora.training.aside import directory_aside
+from manylora.training.base import encoders_hash
 
 NO_CAPTION = 0
 """The row of the conditions that is no prompt at all."""
@@ -86,7 +87,7 @@ def encode_pictures(
     content_hash, num_files = _content_hash(path)
     made_of = {
         "content_hash": content_hash,
-        "encoders": _encoder_hash(base),
+        "encoders": encoders_hash(base),
         "size": size,
         "skip_empty": skip_empty,
     }
@@ -136,16 +137,6 @@ def _content_hash(path: Path) -> tuple[str, int]:
         for part in (file.caption.encode(), file.data or b"missing"):
             digest.update(len(part).to_bytes(8, "little") + part)
     return digest.hexdigest(), count
-
-
-def _encoder_hash(base: DiffusionBase) -> str:
-    """Hash of what makes latents and conditions of pictures and captions."""
-    digest = blake2b(digest_size=16)
-    for network in (base.vae, *base.text_encoders):
-        for name, tensor in sorted(network.state_dict().items()):
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-            digest.update(tensor.detach().contiguous().view(-1).view(torch.uint8).numpy(force=True).data)
-    return digest.hexdigest()
 
 
 def _made_of(folder: Path) -> Any:

@@ -62,7 +62,8 @@ def _archives(path: Path) -> list[Path]:
 def _read_folder(folder: Path) -> Iterator[PictureFile]:
     metadata = folder / METADATA
     try:
-        lines = metadata.read_text(encoding="utf-8").splitlines()
+        # Not splitlines(): a JSON text may hold other ends of lines, U+2028 for one.
+        lines = metadata.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{metadata} cannot be read: {error}") from error
     for number, line in enumerate(lines, 1):

@@ -67,7 +67,7 @@ class ImageStudent:
     def weights(self, timesteps: Tensor) -> Tensor:  # [B]
         """Return what each picture counts in training."""
         like = torch.ones(len(timesteps), 1)
-        if self.config.min_snr_gamma is None:
+        if self.config.min_snr_gamma == 0:
             return like[:, 0]
         level = self.base.schedule.level(timesteps, like)
         return min_snr_weights(level, self.base.prediction, self.config.min_snr_gamma)

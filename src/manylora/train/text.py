@@ -12,13 +12,17 @@ from manylora.train.plan import loop_config, num_steps, steps_per_epoch
 from manylora.train.text_config import TextTrainConfig
 from manylora.train.text_data import Dataset, plan_batches, tokenize_rows
 from manylora.train.text_model import TextStudent, load_base, step_losses
-from manylora.train.text_output import command_line, refuse_to_replace, write_adapter
+from manylora.train.text_output import CONFIG_FILE, command_line, write_adapter
 from manylora.train.text_rows import Row, content_hash, read_rows, split_rows
+from manylora.training.base import weights_hash
+from manylora.training.disk import disk_errors
 from manylora.training.hardware import describe_environment, make_accelerator
 from manylora.training.loop import TrainingRun
+from manylora.training.out_folder import refuse_to_replace
 from manylora.training.plot import plot_losses
 from manylora.training.progress import with_progress
 from manylora.training.resume import take_up
+from manylora.training.sole_run import sole_run
 
 # Settings that say where things go or how often they are kept: a continued run may change them.
 _NOT_OF_THE_TRAJECTORY = {
@@ -57,14 +61,21 @@ def train_text(config: TextTrainConfig, console: Console | None = None) -> Train
     Args:
         console: for notes and the progress bar; stderr by default.
     Raises:
-        ConfigError: settings that contradict each other, the model, or the run that is to be continued.
+        ConfigError: settings that contradict each other, the model, or the run that is to be continued; an `out` that
+            cannot be replaced; another run that uses the run's folder.
         DataError: rows that cannot be used, with file and line.
         ModelError: the base model cannot be loaded.
-        TrainingError: loss or gradient is not finite; the last good checkpoint is kept.
+        TrainingError: loss or gradient is not finite (the last good checkpoint is kept), or the disk is full.
     """
     console = console or Console(stderr=True)
-    refuse_to_replace(config.out)
+    refuse_to_replace(config.out, "adapter", (CONFIG_FILE,))
     rows, eval_rows = _rows(config)
+    with disk_errors(config.run_folder, config.out), sole_run(config.run_folder):
+        return _train(config, rows, eval_rows, console)
+
+
+def _train(config: TextTrainConfig, rows: list[Row], eval_rows: list[Row], console: Console) -> TrainReport:
+    """Load the base, run the steps that are left and write the adapter."""
     accelerator = make_accelerator(config.device, config.precision)
     model, tokenizer = load_base(config.model)
     tokenized = partial(
@@ -72,10 +83,15 @@ def train_text(config: TextTrainConfig, console: Console | None = None) -> Train
     )
     data = _checked(tokenized(rows), "training", config, console)
     held_out = _checked(tokenized(eval_rows), "held-out", config, console)
+    base_hash = weights_hash(model)  # of its own weights: afterwards PEFT's layers stand among them
     student = TextStudent(model, tokenizer, config, accelerator)
 
     steps = _StepPlan([len(example.tokens) for example in data.examples], config)
-    hashes = {"data_hash": content_hash(rows), "eval_hash": content_hash(eval_rows)}
+    hashes = {
+        "base_hash": base_hash,
+        "data_hash": content_hash(rows),
+        "eval_hash": content_hash(eval_rows),
+    }
     run = TrainingRun(
         config.run_folder,
         loop_config(config, steps.num_steps),

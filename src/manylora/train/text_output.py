@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 
-from manylora.errors import ConfigError
 from manylora.lora.tensor_file import encode_tensors
 from manylora.train.text_config import TextTrainConfig
 from manylora.train.text_model import TextStudent
@@ -16,14 +15,6 @@ from manylora.training.aside import directory_aside
 
 CONFIG_FILE = "adapter_config.json"
 _DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
-
-
-def refuse_to_replace(out: Path) -> None:
-    """Raise ConfigError if `out` holds something that is no adapter: writing would delete it."""
-    if out.exists() and not (out.is_dir() and ((out / CONFIG_FILE).exists() or not any(out.iterdir()))):
-        raise ConfigError(
-            f"out = {out} exists and is no adapter; it would be replaced. Choose another folder"
-        )
 
 
 def write_adapter(student: TextStudent, config: TextTrainConfig, record: dict[str, Any]) -> None:

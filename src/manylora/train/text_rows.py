@@ -25,7 +25,8 @@ def read_rows(path: Path) -> list[Row]:
         DataError: no such file, no row, or a malformed row, with its line.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        # Not splitlines(): a JSON text may hold other ends of lines, U+2028 for one.
+        lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"training data {path} cannot be read: {error}") from error
     rows = [

@@ -11,20 +11,25 @@ from pathlib import Path
 def directory_aside(target: Path) -> Iterator[Path]:
     """Yield an empty folder beside `target` that takes its place when the block ends without an error.
 
-    An older `target` is replaced whole, never merged. The folder's files reach the disk before the rename does.
+    An older `target` is replaced whole, never merged; a link stays, and what it leads to is replaced. The folder's
+    files reach the disk before the rename does.
     """
+    target = target.resolve()
     target.parent.mkdir(parents=True, exist_ok=True)
-    aside = _aside(target)
+    aside, old = _aside(target), target.with_name(f".{target.name}.old")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir()
     try:
         yield aside
         for path in (*aside.rglob("*"), aside):
             _flush_to_disk(path)
-        # A folder cannot be renamed over a full one. Between these two lines the target is absent, not broken.
-        shutil.rmtree(target, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+        # A folder cannot be renamed over a full one. Between the two renames the target is absent, never broken.
+        if target.exists():
+            target.rename(old)
         aside.rename(target)
         _flush_to_disk(target.parent)
+        shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 

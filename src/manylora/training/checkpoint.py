@@ -77,7 +77,8 @@ def load_latest(folder: Path) -> Checkpoint | None:
         return Checkpoint(
             step=state["step"],
             parameters=load_file(newest / "parameters.safetensors"),
-            optimizer=torch.load(newest / "optimizer.pt", weights_only=True),
+            # A GPU's moments are read where there is none; the optimizer takes them to its parameters' device.
+            optimizer=torch.load(newest / "optimizer.pt", map_location="cpu", weights_only=True),
             rng=load_file(newest / "rng.safetensors"),
             fingerprint=state["fingerprint"],
             notes=state["notes"],

@@ -1,4 +1,4 @@
-"""A disk that is full in the middle of a run: said as what it means, with what is kept."""
+"""A disk that is full or fails in the middle of a run: said as what it means, with what is kept."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,5 +26,5 @@ def disk_errors(run_folder: Path, out: Path) -> Iterator[None]:
         )
         raise TrainingError(
             f"a file of the run in {run_folder} or of {out} cannot be written or read: {error}. {last_good} "
-            "Make room and run the same command again."
+            "Mend that (if the disk is full, make room) and run the same command again."
         ) from error
