@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import threading
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from manylora.errors import AdapterFormatError, AdapterNotFoundError
+from manylora.errors import AdapterFormatError, AdapterNotFoundError, AdapterUnavailableError, ConfigError
 from manylora.lora.adapter import Adapter, LoraPair
 from manylora.lora.formats import CONFIG_FILE, TENSOR_FILE, load_peft, peek_peft, save_peft
 
@@ -207,6 +208,38 @@ def test_a_truncated_file_is_named_with_its_size_and_what_its_header_says(tmp_pa
     assert "goes on after its content" in refusal(folder)
 
 
+@pytest.mark.parametrize("entry", ['"shape":[1e999]', '"data_offsets":[0,1e999]'])
+def test_a_header_of_infinite_sizes_is_refused(tmp_path, entry):
+    folder = write(tmp_path)
+    header = f'{{"{Q}.lora_A.weight":{{"dtype":"F32","shape":[1],"data_offsets":[0,4],{entry}}}}}'.encode()
+    (folder / TENSOR_FILE).write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+    assert "broken header" in refusal(folder)
+
+
+@pytest.mark.parametrize("file", [CONFIG_FILE, TENSOR_FILE])
+def test_a_file_that_cannot_be_read_is_named_with_the_reason(tmp_path, file):
+    folder = write(tmp_path)
+    (folder / file).unlink()
+    (folder / file).mkdir()
+    for read in (load_peft, peek_peft):
+        with pytest.raises(
+            AdapterUnavailableError, match=f"{folder / file}' cannot be read: Is a directory"
+        ):
+            read(folder)
+
+
+def test_a_folder_that_may_not_be_listed_is_named_with_the_reason(tmp_path, monkeypatch):
+    folder = write(tmp_path / "alice")
+
+    def refuse(path):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+
+    monkeypatch.setattr(os, "listdir", refuse)
+    for read in (load_peft, peek_peft):
+        with pytest.raises(AdapterUnavailableError, match=f"'{folder}' cannot be read: Permission denied"):
+            read(folder)
+
+
 @settings(deadline=None, max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_any_damage_of_the_header_is_refused_or_harmless(tmp_path, data):
@@ -324,6 +357,15 @@ def test_a_failed_save_leaves_what_was_there(tmp_path, monkeypatch):
         save_peft(one_site(2.0), folder)
     assert load_peft(folder).identity == one_site(1.0).identity
     assert os.listdir(tmp_path) == ["saved"]
+
+
+def test_what_can_be_no_folder_is_refused(tmp_path):
+    (tmp_path / "file").write_bytes(b"mine")
+    for name in ("file", "alice.safetensors"):
+        with pytest.raises(ConfigError, match=rf"PEFT's format is a folder.*/{name}'.*--format kohya"):
+            save_peft(one_site(1.0), tmp_path / name)
+    assert os.listdir(tmp_path) == ["file"]
+    assert (tmp_path / "file").read_bytes() == b"mine"
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """The library over local folders: names and what they may reach, re-pointing under load, limits."""
 
+import errno
 import os
 import sys
 import threading
@@ -14,7 +15,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from manylora.errors import AdapterError, AdapterFormatError, AdapterNotFoundError, ConfigError
+from manylora.errors import (
+    AdapterError,
+    AdapterFormatError,
+    AdapterNotFoundError,
+    AdapterUnavailableError,
+    ConfigError,
+)
 from manylora.lora import reader, sources
 from manylora.lora.adapter import Adapter, AdapterId
 from manylora.lora.formats import load_peft
@@ -288,6 +295,26 @@ def test_links_inside_the_root_work_and_loops_end(root):
     assert library.names() == ["current", "versions/v1"]
     assert library.load("current").identity == library.load("versions/v1").identity
     assert "self" not in library
+
+
+def test_a_link_that_leads_nowhere_hides_no_other_name(root):
+    write_adapter(root / "alice", 1)
+    write_adapter(root / "below" / "bob", 2)
+    for folder in (root, root / "below"):
+        (folder / "loop.safetensors").symlink_to(folder / "loop.safetensors")
+        (folder / "through.safetensors").symlink_to(root / "alice" / CONFIG_FILE / "x")
+        (folder / "absent.safetensors").symlink_to(folder / "absent")
+    library = Library(root)
+    assert library.names() == ["alice", "below/bob"]
+    assert [name for name in ("loop", "through", "absent") if name in library] == []
+
+
+def test_weights_whose_place_cannot_be_looked_at_are_named_with_the_reason(root):
+    folder = write_adapter(root / "alice", 1)
+    (folder / TENSOR_FILE).unlink()
+    (folder / TENSOR_FILE).symlink_to(folder / TENSOR_FILE)
+    with pytest.raises(AdapterUnavailableError, match=f"'alice': {TENSOR_FILE} cannot be read: Too many"):
+        Library(root).load("alice")
 
 
 def test_a_root_that_is_a_link_works(root, tmp_path):
@@ -604,6 +631,23 @@ def test_a_damaged_adapter_is_refused_and_leaves_the_others_alone(root, damage, 
         library.load("alice")
     assert library.names() == ["alice", "bob"]
     assert library.load("bob").sites
+
+
+def test_an_adapter_that_cannot_be_read_now_can_be_later(root, monkeypatch):
+    folder = write_adapter(root / "alice", 1)
+    library = Library(root)
+    opened = Path.open
+
+    def refuse(path, *args, **kwargs):
+        if path.name == TENSOR_FILE:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), os.fspath(path))
+        return opened(path, *args, **kwargs)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "open", refuse)
+        with pytest.raises(AdapterUnavailableError, match=f"{folder}/{TENSOR_FILE}' .*Permission denied"):
+            library.load("alice")
+    assert library.load("alice").sites
 
 
 def test_limits_are_checked_before_weights_are_read(root, tmp_path, monkeypatch):

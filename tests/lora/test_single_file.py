@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from manylora.errors import AdapterFormatError, AdapterNotFoundError, ConfigError
+from manylora.errors import AdapterFormatError, AdapterNotFoundError, AdapterUnavailableError, ConfigError
 from manylora.lora.adapter import Adapter, LoraPair
 from manylora.lora.components import components
 from manylora.lora.convert import DIFFUSERS_FILE, Format, load_adapter, peek_adapter, save_adapter
@@ -58,7 +60,10 @@ def test_every_way_from_format_to_format_is_exact(
     formats: tuple[Format, ...] = ("peft", "diffusers", "kohya")
     for first in formats:
         for second in formats:
-            one, two = (tmp_path / f"{first}-{second}-{step}.safetensors" for step in (1, 2))
+            one, two = (
+                tmp_path / f"{first}-{second}-{step}{'' if to == 'peft' else '.safetensors'}"
+                for step, to in ((1, first), (2, second))
+            )
             save_adapter(adapter, one, first, layout=layout)
             save_adapter(load_adapter(one), two, second, layout=layout)
             again = load_adapter(two)
@@ -270,6 +275,26 @@ def test_files_that_are_no_adapter_are_refused(tmp_path: Path) -> None:
         load_adapter(tmp_path / "y.safetensors")
 
 
+@pytest.mark.parametrize("error", [errno.EACCES, errno.EIO, errno.ESTALE])
+@pytest.mark.parametrize("folder", [False, True], ids=["file", "folder"])
+def test_a_file_that_cannot_be_read_is_named_with_the_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: bool, error: int
+) -> None:
+    path = tmp_path / ("lcm" if folder else "lcm.safetensors")
+    save_adapter(some_adapter("sd"), path, "diffusers")
+    assert load_adapter(path).sites
+
+    def refuse(file: Path, *args: object, **kwargs: object) -> None:
+        raise OSError(error, os.strerror(error), os.fspath(file))
+
+    monkeypatch.setattr(Path, "open", refuse)
+    named = path / DIFFUSERS_FILE if folder else path
+    for read in (load_adapter, peek_adapter):
+        with pytest.raises(AdapterUnavailableError) as raised:
+            read(path)
+        assert str(raised.value) == f"'{named}' cannot be read: {os.strerror(error)}"
+
+
 def diffusers_file(
     folder: Path, metadata: dict[str, Any] | str, more: dict[str, Tensor] | None = None
 ) -> Path:
@@ -334,6 +359,26 @@ def test_what_a_format_cannot_say_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="unknown format"):
         save_adapter(Adapter({Q: pair(2, 1.0)}), path, "lycoris")  # type: ignore[arg-type]
     assert not path.exists()
+
+
+def test_what_would_not_be_read_again_is_not_written(tmp_path: Path) -> None:
+    adapter = Adapter({Q: pair(2, 1.0)})
+    (tmp_path / "file").write_bytes(b"mine")
+    with pytest.raises(ConfigError, match=r"'.*/file' is a file; give a folder.*\.safetensors"):
+        save_adapter(adapter, tmp_path / "file", "diffusers")
+    save_adapter(adapter, tmp_path / "peft", "peft")
+    other = Adapter({Q: pair(2, 3.0)})
+    with pytest.raises(ConfigError, match=r"peft/adapter_config\.json.*would be read instead"):
+        save_adapter(other, tmp_path / "peft", "diffusers")
+    assert load_adapter(tmp_path / "peft").identity == adapter.identity
+    assert not (tmp_path / "peft" / DIFFUSERS_FILE).exists()
+    # Of a file that is named, that file is read.
+    save_adapter(other, tmp_path / "peft" / "other.safetensors", "diffusers")
+    assert load_adapter(tmp_path / "peft" / "other.safetensors").identity == other.identity
+    # Where PEFT's files come second, it is they that are read.
+    save_adapter(adapter, tmp_path / "lcm", "diffusers")
+    save_adapter(other, tmp_path / "lcm", "peft")
+    assert load_adapter(tmp_path / "lcm").identity == other.identity
 
 
 def test_an_adapter_is_taken_apart_by_component() -> None:

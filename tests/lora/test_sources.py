@@ -520,6 +520,30 @@ def test_a_failing_download_leaves_nothing_and_the_next_succeeds(cache_dir):
     assert cache.get("key", lambda folder: None) == cache_dir / "key"
 
 
+@pytest.mark.parametrize("file", [CONFIG_FILE, TENSOR_FILE])
+def test_a_copy_that_lost_a_file_is_fetched_again(memory, cache_dir, tmp_path, file):
+    memory.put_adapter("alice", 1)
+    library = memory.library(cache_dir)
+    assert library.load("alice").identity == local_identity(1, tmp_path)
+    (kept,) = cache_dir.iterdir()
+    for _ in range(2):  # a cleaner of temporary files comes more than once
+        (kept / file).unlink()
+        assert library.load("alice").identity == local_identity(1, tmp_path)
+        assert left_behind(cache_dir) == [kept.name]
+
+
+def test_what_a_killed_removal_left_is_not_in_the_way(cache_dir, monkeypatch):
+    def fill(folder: Path) -> None:
+        (folder / "file").write_bytes(b"new")
+
+    cache = DownloadCache(cache_dir)
+    for _ in range(3):
+        folder = cache.get("key", fill, ["file"])
+        assert (folder / "file").read_bytes() == b"new"
+        (folder / "file").rename(folder / "other")
+        monkeypatch.setattr(shutil, "rmtree", lambda *args, **kwargs: None)
+
+
 def test_what_was_not_used_for_longest_is_removed(cache_dir):
     def fill(folder: Path) -> None:
         (folder / "file").write_bytes(b"x" * 1000)

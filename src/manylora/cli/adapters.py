@@ -1,5 +1,7 @@
 """`manylora compose` and `manylora convert`: adapters and models from files to files."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -64,7 +66,8 @@ def compose(
         dtype=None if dtype is None else getattr(torch, dtype),
         name=out.name,
     )
-    save_peft(result.adapter, out, base_model=loaded[0].base_model)
+    with _writing(out):
+        save_peft(result.adapter, out)
     ranks = result.adapter.ranks.values()
     Console(highlight=False).print(
         f"{out}: {len(ranks)} sites, ranks {min(ranks)} to {max(ranks)}, {result.adapter.num_bytes / 1e6:.2f} MB; "
@@ -76,7 +79,10 @@ def convert(
     source: Annotated[
         str, typer.Argument(help="A GGUF model; or an adapter: its folder, or its .safetensors file.")
     ],
-    out: Annotated[Path, typer.Argument(help="Folder to write; of kohya's format, a .safetensors file.")],
+    out: Annotated[
+        Path,
+        typer.Argument(help="Folder to write, or the .safetensors file of kohya's or diffusers' format."),
+    ],
     dtype: Annotated[
         DtypeName | None, typer.Option(help="Of an adapter's file; its own if not given.")
     ] = None,
@@ -110,7 +116,8 @@ def convert(
     else:
         from manylora.models.convert import save_hf
 
-        save_hf(source, out)
+        with _writing(out):
+            save_hf(source, out)
     Console(highlight=False).print(f"wrote {out}")
 
 
@@ -142,4 +149,13 @@ def _convert_adapter(
             for site, pair in adapter.sites.items()
         }
         adapter = replace(adapter, sites=sites)
-    save_adapter(adapter, out, form, layout=layout)
+    with _writing(out):
+        save_adapter(adapter, out, form, layout=layout)
+
+
+@contextmanager
+def _writing(out: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(f"cannot write '{out}': {error.strerror or error}") from None

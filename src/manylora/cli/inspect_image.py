@@ -30,8 +30,8 @@ from manylora.models.image_probe import DenoiserChange, ImageProbeResult
 from manylora.models.image_repair import Repair
 from manylora.models.verdict import Verdict
 
-MEMORY_BYTES = 1 << 30
-"""Of the pool that the adapters are laid out in; pages are written only where an adapter lies."""
+SLACK_BYTES = 4 << 20
+"""More than an adapter takes in the pool beside its rank rows: a last page, and what runs are aligned by."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def inspect_pictures(
         library.add(adapter.name, adapter)
     model = load_base(base, options.dtype, options.device)
     whole = DiffusionModel(model)
-    with attach(whole, library, memory_bytes=MEMORY_BYTES, name=base) as lora:
+    with attach(whole, library, memory_bytes=pool_bytes(named), name=base) as lora:
         probe = ImageProbe(model, lora, reference, captions=captions)
         result = probe.result(parts)
         proposed = repair(probe, parts, result.mixture) if options.repair else None
@@ -110,6 +110,12 @@ def inspect_pictures(
     return ImageInspection(
         Mixture(tuple(terms)), diagnosis, result, names, judge_image(result, names), proposed
     )
+
+
+def pool_bytes(adapters: Sequence[Adapter]) -> int:
+    """Return the size of a pool in which all adapters lie at once, however their rank rows fall on its pages."""
+    # A page is left where the next row no longer fits: two pages in a row hold more than one page's bytes.
+    return sum(2 * adapter.num_bytes + SLACK_BYTES for adapter in adapters)
 
 
 def image_facts(found: ImageInspection) -> dict[str, Any]:

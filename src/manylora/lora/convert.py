@@ -16,7 +16,7 @@ from manylora.lora.formats import load_peft, peek_peft, save_peft
 from manylora.lora.header import AdapterHeader, tensors_of
 from manylora.lora.kohya_keys import Layout, kohya_name, layout_of
 from manylora.lora.peft_config import exact_alpha
-from manylora.lora.peft_folder import CONFIG_FILE, TENSOR_FILE, replace_file
+from manylora.lora.peft_folder import CONFIG_FILE, TENSOR_FILE, readable, replace_file
 from manylora.lora.single_file import KOHYA_BASE_MODEL, load_file, peek_file
 from manylora.lora.tensor_file import encode_tensors
 
@@ -28,10 +28,11 @@ DIFFUSERS_FILE = "pytorch_lora_weights.safetensors"
 
 def peek_adapter(path: str | Path, name: str | None = None) -> AdapterHeader:
     """Check and return what is known of an adapter without its weights; arguments and errors as `load_adapter`."""
-    file = _single_file(path)
-    if file is None:
-        return peek_peft(path, name)
-    return peek_file(file, _name(path) if name is None else name)
+    with readable(path):
+        file = _single_file(path)
+        if file is None:
+            return peek_peft(path, name)
+        return peek_file(file, _name(path) if name is None else name)
 
 
 def load_adapter(path: str | Path, name: str | None = None) -> Adapter:
@@ -44,11 +45,13 @@ def load_adapter(path: str | Path, name: str | None = None) -> Adapter:
     Raises:
         AdapterNotFoundError: there is nothing of that name.
         AdapterFormatError: it is broken or holds what is not served; a value is NaN or Inf.
+        AdapterUnavailableError: it cannot be read now: no permission, a disk that fails.
     """
-    file = _single_file(path)
-    if file is None:
-        return load_peft(path, name)
-    return load_file(file, _name(path) if name is None else name)
+    with readable(path):
+        file = _single_file(path)
+        if file is None:
+            return load_peft(path, name)
+        return load_file(file, _name(path) if name is None else name)
 
 
 def save_adapter(
@@ -62,15 +65,17 @@ def save_adapter(
 
     Raises:
         AdapterFormatError: the adapter is not sound, or the format has no name for a site or no alpha for a scaling.
-        ConfigError: the sites are those of several layouts, and none is given.
+        ConfigError: the sites are those of several layouts, and none is given; `path` is a file where the format is a
+            folder, or the other way round; PEFT's files lie in diffusers' folder.
+        OSError: it cannot be written.
     """
     path = Path(path)
     if to == "peft":
         save_peft(adapter, path)
     elif to == "diffusers":
+        file = path if path.suffix == ".safetensors" else _diffusers_file(path)
         adapter.validate()
-        data = encode_tensors(_diffusers_tensors(adapter), metadata_for(adapter))
-        replace_file(path if path.suffix == ".safetensors" else path / DIFFUSERS_FILE, data)
+        replace_file(file, encode_tensors(_diffusers_tensors(adapter), metadata_for(adapter)))
     elif to == "kohya":
         adapter.validate()
         if path.suffix != ".safetensors":
@@ -94,6 +99,22 @@ def _single_file(path: str | Path) -> Path | None:
         return given
     inside = given / DIFFUSERS_FILE
     return inside if inside.is_file() and not (given / CONFIG_FILE).exists() else None
+
+
+def _diffusers_file(folder: Path) -> Path:
+    """The file to write in a folder, where it is what will be read.
+
+    Raises:
+        ConfigError: it is no folder, or PEFT's files in it would be read instead.
+    """
+    if folder.is_file():
+        raise ConfigError(f"'{folder}' is a file; give a folder, or a name that ends in .safetensors")
+    if (folder / CONFIG_FILE).exists():
+        raise ConfigError(
+            f"'{folder / CONFIG_FILE}' is in the way: PEFT's adapter would be read instead of diffusers'; give "
+            "another folder, or a name that ends in .safetensors"
+        )
+    return folder / DIFFUSERS_FILE
 
 
 def _name(path: str | Path) -> str:

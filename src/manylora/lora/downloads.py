@@ -6,8 +6,9 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from uuid import uuid4
 
 from manylora.errors import ConfigError
 
@@ -38,14 +39,14 @@ class DownloadCache:
             raise ConfigError(f"cache_dir '{folder}' cannot be written: {error.strerror}") from None
         self._remove_abandoned()
 
-    def get(self, key: str, download: Callable[[Path], None]) -> Path:
-        """Return the folder of `key`; if there is none, `download` fills one.
+    def get(self, key: str, download: Callable[[Path], None], files: Sequence[str] = ()) -> Path:
+        """Return the folder of `key`; if there is none that holds all of `files`, `download` fills one.
 
         Two processes may download the same key at once: one of the copies stays. When `download` raises,
         nothing stays, and the error goes on.
         """
         target = self.folder / key
-        if self._touch(target):
+        if self._touch(target, files):
             return target
         partial = Path(tempfile.mkdtemp(prefix=_PARTIAL, dir=self.folder))
         try:
@@ -56,19 +57,23 @@ class DownloadCache:
                 partial.rename(target)
             except OSError:
                 # Another process was first: a folder is never renamed onto one that holds files.
-                if not self._touch(target):
+                if not self._touch(target, files):
                     raise
         finally:
             shutil.rmtree(partial, ignore_errors=True)
         self._remove_oldest()
         return target
 
-    def _touch(self, target: Path) -> bool:
+    def _touch(self, target: Path, files: Sequence[str]) -> bool:
+        """Note the use of a folder that is there and whole. One that lost a file, say to a cleaner of /tmp, goes."""
         try:
             os.utime(target)
         except FileNotFoundError:
             return False
-        return True
+        is_whole = all((target / file).exists() for file in files)
+        if not is_whole:
+            self._remove(target)
+        return is_whole
 
     def _remove_oldest(self) -> None:
         if self.max_bytes is None:
@@ -84,7 +89,7 @@ class DownloadCache:
             excess -= size[folder]
 
     def _remove(self, folder: Path) -> None:
-        aside = self.folder / f"{_REMOVED}{folder.name}"
+        aside = self.folder / f"{_REMOVED}{uuid4().hex}"
         try:
             folder.rename(aside)  # first out of sight as a whole: files go one by one
         except OSError:  # another process removes it

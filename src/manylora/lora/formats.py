@@ -15,12 +15,19 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from manylora.errors import AdapterFormatError
+from manylora.errors import AdapterFormatError, ConfigError
 from manylora.lora.adapter import Adapter, widest
 from manylora.lora.header import AdapterHeader, dtype_of, pair_sizes, tensors_of
 from manylora.lora.pairs import PairTable, SiteHeader
 from manylora.lora.peft_config import PeftConfig, config_for, parse_config
-from manylora.lora.peft_folder import CONFIG_FILE, TENSOR_FILE, adapter_folder, replace_files, unchanged
+from manylora.lora.peft_folder import (
+    CONFIG_FILE,
+    TENSOR_FILE,
+    adapter_folder,
+    readable,
+    replace_files,
+    unchanged,
+)
 from manylora.lora.spans import KnownSpans, PairSpans
 from manylora.lora.tensor_file import (
     TensorInfo,
@@ -60,13 +67,15 @@ def peek_peft(directory: str | Path, name: str | None = None) -> AdapterHeader:
     """Check and return what is known of an adapter without its weights, of which none is read.
 
     Raises:
-        AdapterNotFoundError, AdapterFormatError: as `load_peft`, except that values are not seen.
+        AdapterNotFoundError, AdapterFormatError, AdapterUnavailableError: as `load_peft`, except that values are
+            not seen.
     """
-    folder = adapter_folder(directory)
-    with unchanged(folder):
-        config = _read_config(folder)
-        with (folder / TENSOR_FILE).open("rb") as file:
-            tensors = read_header(file, folder / TENSOR_FILE)
+    with readable(directory):
+        folder = adapter_folder(directory)
+        with unchanged(folder):
+            config = _read_config(folder)
+            with (folder / TENSOR_FILE).open("rb") as file:
+                tensors = read_header(file, folder / TENSOR_FILE)
     return _header(config, tensors, folder, folder.name if name is None else name)
 
 
@@ -80,12 +89,13 @@ def load_peft(directory: str | Path, name: str | None = None) -> Adapter:
     Raises:
         AdapterNotFoundError: there is no such directory.
         AdapterFormatError: a file is missing, broken or holds what is not served; a value is NaN or Inf.
+        AdapterUnavailableError: a file cannot be read now: no permission, a disk that fails.
     """
-    folder = adapter_folder(directory)
-    path = folder / TENSOR_FILE
-    with unchanged(folder):
-        config = _read_config(folder)
-        data = read_whole(path)
+    with readable(directory):
+        folder = adapter_folder(directory)
+        with unchanged(folder):
+            config = _read_config(folder)
+            data = read_whole(folder / TENSOR_FILE)
     key = (config.key, first_bytes(data))
     spans = _KNOWN.get(key)
     if spans is None or spans.file_bytes != len(data):
@@ -112,12 +122,20 @@ def save_peft(adapter: Adapter, directory: str | Path, base_model: str | None = 
 
     Raises:
         AdapterFormatError: the adapter is not sound, or PEFT's config cannot say one of its scalings.
+        ConfigError: `directory` is a file, or is named like one.
+        OSError: it cannot be written.
     """
+    folder = Path(directory)
+    if folder.suffix == ".safetensors" or folder.is_file():
+        raise ConfigError(
+            f"PEFT's format is a folder, not the file '{folder}'; give a folder, or write one file with "
+            "`manylora convert --format kohya` or `--format diffusers`"
+        )
     adapter.validate()
     scalings = {site: (pair.rank, pair.scaling) for site, pair in adapter.sites.items()}
     config = config_for(scalings, base_model or adapter.base_model, adapter.label)
     data = (json.dumps(config, indent=2) + "\n").encode()
-    replace_files(Path(directory), config=data, tensors=encode_tensors(_peft_tensors(adapter)))
+    replace_files(folder, config=data, tensors=encode_tensors(_peft_tensors(adapter)))
 
 
 def _read_config(folder: Path) -> PeftConfig:

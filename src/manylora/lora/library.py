@@ -166,7 +166,7 @@ class Library:
         Raises:
             AdapterNotFoundError: no such name; says which are near.
             AdapterFormatError: a folder or object of that name that is no adapter.
-            AdapterUnavailableError: a remote root cannot be reached.
+            AdapterUnavailableError: a remote root cannot be reached, or a file not be looked at.
         """
         target, found = self._look_up(name)
         if isinstance(target, Adapter):
@@ -193,7 +193,7 @@ class Library:
         Raises:
             AdapterNotFoundError: no such name; or what the ref names was replaced or removed since.
             AdapterFormatError: the files are no adapter that can be read, or exceed a limit.
-            AdapterUnavailableError: a remote adapter cannot be fetched or stored now.
+            AdapterUnavailableError: a file cannot be read now, or a remote adapter not be fetched or stored.
         """
         if isinstance(name_or_ref, AdapterRef):
             return self._reader.load(name_or_ref, hashed=hashed)

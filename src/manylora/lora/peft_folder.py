@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
 
-from manylora.errors import AdapterFormatError, AdapterNotFoundError
+from manylora.errors import AdapterFormatError, AdapterNotFoundError, AdapterUnavailableError
 
 CONFIG_FILE = "adapter_config.json"
 TENSOR_FILE = "adapter_model.safetensors"
@@ -42,6 +42,21 @@ def _what_else(present: list[str]) -> str:
             "it, open it with PEFT and save it: PeftModel.from_pretrained(...).save_pretrained(directory)"
         )
     return f"it holds {present or 'nothing'}; expected {CONFIG_FILE} and {TENSOR_FILE}, as PEFT saves them"
+
+
+@contextmanager
+def readable(path: str | Path) -> Iterator[None]:
+    """Say what the disk or its permissions refuse inside as an adapter that cannot be had now.
+
+    Raises:
+        AdapterUnavailableError: naming the file, or `path` where the system does not say which.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise AdapterUnavailableError(
+            f"'{error.filename or path}' cannot be read: {error.strerror or error}"
+        ) from error
 
 
 @contextmanager

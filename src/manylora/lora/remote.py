@@ -144,7 +144,11 @@ class RemoteSource:
     def open(self, name: str, found: Found) -> Iterator[Path]:
         key = blake2b(f"{found.location}\0{found.version}".encode(), digest_size=20).hexdigest()
         try:
-            folder = self._cache.get(key, lambda partial: self._download_in_time(name, found, partial))
+            folder = self._cache.get(
+                key,
+                lambda partial: self._download_in_time(name, found, partial),
+                files=(CONFIG_FILE, TENSOR_FILE),
+            )
         except OSError as error:
             raise AdapterUnavailableError(
                 f"adapter {quoted(name)} cannot be stored in cache_dir: {error.strerror}"

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
-from manylora.errors import AdapterFormatError, AdapterNotFoundError, ConfigError
+from manylora.errors import AdapterFormatError, AdapterNotFoundError, AdapterUnavailableError, ConfigError
 from manylora.lora.convert import DIFFUSERS_FILE
 from manylora.lora.formats import CONFIG_FILE, TENSOR_FILE
 from manylora.lora.names import name_problem, quoted
@@ -63,7 +63,7 @@ class Source(Protocol):
         Raises:
             AdapterNotFoundError: it leads out of the root.
             AdapterFormatError: it is there, and is no adapter that can be read.
-            AdapterUnavailableError: the root cannot be asked.
+            AdapterUnavailableError: the root cannot be asked, or a file not be looked at.
         """
 
     def name_of(self, location: str) -> str | None:
@@ -127,7 +127,7 @@ class LocalSource:
                 is_adapter = is_adapter or (entry.name in MARKS and below != "")
                 if name_problem(name):
                     continue
-                if entry.name.endswith(SUFFIX) and entry.is_file() and entry.name != TENSOR_FILE:
+                if entry.name.endswith(SUFFIX) and _is_file(entry) and entry.name != TENSOR_FILE:
                     files.append(name.removesuffix(SUFFIX))
                 elif entry.is_file(follow_symlinks=False):
                     continue
@@ -226,6 +226,10 @@ class LocalSource:
                 status = os.stat(path)
         except FileNotFoundError:
             raise AdapterFormatError(missing_file(name, file)) from None
+        except OSError as error:  # a loop of links; a folder that may not be entered; a disk that fails
+            raise AdapterUnavailableError(
+                f"adapter {quoted(name)}: {file} cannot be read: {error.strerror}"
+            ) from None
         # Opening a named pipe would wait for ever.
         if not stat.S_ISREG(status.st_mode):
             raise AdapterFormatError(f"adapter {quoted(name)}: {file} is not a regular file")
@@ -246,6 +250,13 @@ def _without_links(path: str, *, strict: bool = True) -> str:
         return os.path.realpath(path, strict=strict)
     folder, file = os.path.split(path)
     return os.path.join(os.path.realpath(folder, strict=strict), file)
+
+
+def _is_file(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_file()
+    except OSError:  # a link to itself, through a file, or into a folder that may not be entered
+        return False
 
 
 def _is_there(folder: str, file: str) -> bool:

@@ -71,7 +71,15 @@ def read_header(file: BinaryIO, path: Path) -> dict[str, TensorInfo]:
         header.pop("__metadata__", None)
         tensors = {name: _tensor_info(entry, 8 + header_bytes) for name, entry in header.items()}
         end = 8 + header_bytes + max((entry["data_offsets"][1] for entry in header.values()), default=0)
-    except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError) as error:
+    except (
+        ValueError,
+        TypeError,
+        KeyError,
+        IndexError,
+        AttributeError,
+        OverflowError,  # of int(1e999)
+        RecursionError,
+    ) as error:
         raise AdapterFormatError(
             f"{path} ({num_bytes} bytes) has a broken header of {header_bytes} bytes: {error}; "
             "copy or download it again"
