@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import weakref
 from pathlib import Path
 
 import pytest
-from PIL import Image
+import torch
+from PIL import Image, ImageOps
 from typer.testing import CliRunner
 
 from manylora.cli.app import app
+from manylora.errors import ConfigError, ManyLoraError
+from manylora.image import engine
+from manylora.image.pixels import to_image
 from manylora.image.png import read_settings
 from manylora.lora.convert import save_adapter
-from manylora.models.diffusion_base import load_diffusion_base
+from manylora.models.diffusion_base import DiffusionBase, load_diffusion_base
 from manylora.models.tiny_diffusion import tiny_sd
 from tests.image.pictures import largest_difference, random_adapter
 
@@ -36,7 +42,7 @@ def adapters(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def generate(base: Path, out: Path, *options: str, exit_code: int = 0) -> list[dict[str, object]]:
     result = run(app, ["generate", str(base), *options, "--out", str(out), "--json"])
     assert result.exit_code == exit_code, (result.output, result.exception)
-    return [json.loads(line) for line in result.stdout.splitlines()]
+    return [json.loads(line) for line in result.stdout.split("\n") if line]
 
 
 def image_at(told: dict[str, object]) -> Image.Image:
@@ -101,6 +107,114 @@ def test_a_file_with_a_mixture_per_line(base: Path, adapters: Path, tmp_path: Pa
     assert refused["path"] is None
 
 
+def requests_in(folder: Path, *rows: object) -> Path:
+    file = folder / "requests.jsonl"
+    file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    return file
+
+
+def test_pictures_are_numbered_and_told_in_the_order_of_their_lines(base: Path, tmp_path: Path) -> None:
+    """Whichever are done first: the third shares the batch of the first."""
+    file = requests_in(
+        tmp_path,
+        {"prompt": "a", "steps": 2, "seed": 1},
+        {"prompt": "b", "steps": 1, "seed": 1, "n": 2},
+        {"prompt": "c", "steps": 2, "seed": 1},
+        {"prompt": "d", "width": 17, "n": 3},
+        {"prompt": "e", "steps": 1, "seed": 1},
+    )
+    told = generate(base, tmp_path / "out", "--file", str(file), exit_code=1)
+    assert [picture["prompt"] for picture in told] == ["a", "b", "b", "c", "d", "e"]
+    names = [told_of and Path(str(told_of)).name for told_of in (picture["path"] for picture in told)]
+    # What was refused has its number, once.
+    assert names == ["00000-1.png", "00001-1.png", "00002-2.png", "00003-1.png", None, "00005-1.png"]
+    for picture in told:
+        if picture["path"] is not None:
+            assert read_settings(Path(str(picture["path"])))["prompt"] == picture["prompt"]
+
+
+def test_what_is_made_is_written_before_something_breaks(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All pictures were written at the end, so that whatever came before it took them all."""
+    decode, num_decoded = DiffusionBase.decode_latents, 0
+
+    def break_off(self: DiffusionBase, latents: torch.Tensor) -> torch.Tensor:
+        nonlocal num_decoded
+        num_decoded += 1
+        if num_decoded == 3:
+            raise MemoryError("no memory left")
+        return decode(self, latents)
+
+    monkeypatch.setattr(DiffusionBase, "decode_latents", break_off)
+    file = requests_in(tmp_path, *[{"prompt": "a cat", "steps": 1, "seed": seed} for seed in range(4)])
+    fixed = ["--file", str(file), "--out", str(tmp_path / "out"), "--max-batch", "1", "--json"]
+    result = run(app, ["generate", str(base), *fixed])
+    assert isinstance(result.exception, MemoryError)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["00000-0.png", "00001-1.png"]
+    assert [json.loads(line)["seed"] for line in result.stdout.splitlines()] == [0, 1]
+
+
+def test_pictures_are_held_no_longer_than_needed(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither those that are made, nor those that are started from, which were all read before the first step."""
+    num_read = 0
+    made: list[weakref.ref[Image.Image]] = []
+    held: list[int] = []
+    read_ahead: list[int] = []
+
+    def read(image: Image.Image) -> Image.Image:
+        nonlocal num_read
+        num_read += 1
+        return turned(image)
+
+    def draw(pixels: torch.Tensor) -> Image.Image:
+        image = to_image(pixels)
+        gc.collect()
+        held.append(sum(one() is not None for one in made))
+        read_ahead.append(num_read - len(made))
+        made.append(weakref.ref(image))
+        return image
+
+    turned = ImageOps.exif_transpose
+    monkeypatch.setattr(ImageOps, "exif_transpose", read)
+    monkeypatch.setattr(engine, "to_image", draw)
+    Image.new("RGB", (16, 16), "red").save(tmp_path / "red.png")
+    row = {"prompt": "a cat", "image": str(tmp_path / "red.png"), "steps": 1, "strength": 1}
+    file = requests_in(tmp_path, *[row] * 20)
+    generate(base, tmp_path / "out", "--file", str(file), "--max-batch", "1")
+    assert len(made) == num_read == 20
+    assert max(held) <= 2
+    assert 1 < max(read_ahead) < 10, "some wait, to fill batches"
+
+
+def test_a_picture_to_start_from_that_ends_early_fails_alone(base: Path, tmp_path: Path) -> None:
+    Image.effect_noise((64, 64), 90).save(tmp_path / "whole.png")
+    (tmp_path / "half.png").write_bytes((tmp_path / "whole.png").read_bytes()[:1000])
+    rows = [{"prompt": "a cat", "image": str(tmp_path / f"{name}.png")} for name in ("half", "whole")]
+    half, whole = generate(base, tmp_path / "out", "--file", str(requests_in(tmp_path, *rows)), exit_code=1)
+    assert "cannot read the picture" in str(half["error"])
+    assert "half.png" in str(half["error"])
+    assert whole["error"] is None
+
+
+def test_what_another_run_wrote_meanwhile_is_kept(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = tmp_path / "out" / "00000-1.png"
+
+    def draw(pixels: torch.Tensor) -> Image.Image:
+        other.parent.mkdir()
+        other.write_bytes(b"of another run")
+        return to_image(pixels)
+
+    monkeypatch.setattr(engine, "to_image", draw)
+    (told,) = generate(base, tmp_path / "out", "a cat", "--seed", "1")
+    assert other.read_bytes() == b"of another run"
+    assert read_settings(Path(str(told["path"])))["seed"] == 1
+
+
 def test_a_sweep_in_one_picture(base: Path, adapters: Path, tmp_path: Path) -> None:
     out = tmp_path / "grid.png"
     (told,) = generate(
@@ -143,13 +257,53 @@ def test_what_makes_no_sense_is_refused(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_malformed_line_is_named(base: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("{", "not JSON"),
+        ('{"prompt": "a", "cfg": 1}', "cfg"),
+        ("[]", "an object"),
+        ('{"prompt": "a", "steps": "2"}', "image parameter steps: expected an integer"),
+        ('{"prompt": "a", "lora": ["nobody"]}', "no adapter 'nobody'"),
+        ('{"prompt": "a", "lora": 5}', "expected a mixture"),
+        ('{"prompt": "a", "image": 5}', "expected the picture to start from as a path, got 5"),
+        ('{"prompt": "a", "image": "no-such.png"}', "cannot read the picture 'no-such.png'"),
+    ],
+)
+def test_a_malformed_line_is_named(base: Path, tmp_path: Path, line: str, says: str) -> None:
     file = tmp_path / "requests.jsonl"
-    for line, says in (("{", "not JSON"), ('{"prompt": "a", "cfg": 1}', "cfg"), ("[]", "an object")):
-        file.write_text('{"prompt": "a"}\n' + line + "\n")
-        result = run(app, ["generate", str(base), "--file", str(file)])
-        assert "line 2" in str(result.exception)
-        assert says in str(result.exception)
+    file.write_text('{"prompt": "a"}\n\n' + line + "\n")
+    result = run(app, ["generate", str(base), "--file", str(file), "--out", str(tmp_path / "out")])
+    assert isinstance(result.exception, ManyLoraError)
+    assert f"{file}, line 3: " in str(result.exception)
+    assert says in str(result.exception)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ('{"prompt": "café"}\n'.encode("latin-1"), "not UTF-8"),
+        (b"", "no request"),
+        (b"\n  \n", "no request"),
+    ],
+)
+def test_a_file_without_requests_is_refused_before_anything_is_loaded(
+    tmp_path: Path, content: bytes, says: str
+) -> None:
+    file = tmp_path / "requests.jsonl"
+    file.write_bytes(content)
+    result = run(app, ["generate", "no-such-base", "--file", str(file)])
+    assert isinstance(result.exception, ConfigError)
+    assert says in str(result.exception)
+    assert str(file) in str(result.exception)
+
+
+def test_only_a_line_feed_ends_a_line(base: Path, tmp_path: Path) -> None:
+    """JSON takes U+2028 within a text as it is; the line was cut there."""
+    prompt = "a cat\u2028in a hat\x85"
+    (told,) = generate(base, tmp_path, "--file", str(requests_in(tmp_path, {"prompt": prompt})))
+    assert told["prompt"] == prompt
 
 
 def test_an_unreadable_picture_to_start_from_is_named(base: Path, tmp_path: Path) -> None:

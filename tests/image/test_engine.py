@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from threading import Event, Thread
 
 import pytest
 import torch
@@ -174,6 +176,8 @@ def test_one_bad_picture_leaves_the_others_unharmed(
     assert largest_difference(first, wanted[0]) <= 1
     assert largest_difference(last, wanted[1]) <= 1
     assert not engine.has_work()
+    both = engine.generate(["a cat"], replace(params, n=2), [mixture])
+    assert [(picture.index, type(picture.error)) for picture in both] == [(0, kind), (1, kind)]
 
 
 @pytest.mark.parametrize(
@@ -190,6 +194,8 @@ def test_one_bad_picture_leaves_the_others_unharmed(
         ({"negative_prompt": "blurred"}, "no effect"),
         ({"seed": -1}, "seed"),
         ({"n": True}, "an integer"),
+        ({"original_steps": 0}, "at least 1, got 0"),
+        ({"sampler": "ddim", "original_steps": 40}, "no effect on samplers other than lcm"),
         ({"cfg": 2}, "unknown image parameters ['cfg']"),
     ],
 )
@@ -268,6 +274,77 @@ def test_an_engine_outlives_a_pass_that_breaks(
     monkeypatch.undo()
     assert not engine.has_work()
     assert is_finished(engine.generate(["a cat"], ImageParams(seed=1), ["lcm"])[0])
+
+
+def test_generate_returns_its_own_pictures_and_no_others(engine: ImageEngine) -> None:
+    """It counted a picture that was submitted before as one of its own, and ended too early."""
+    engine.submit("two dogs", ImageParams(seed=1, steps=2), request_id="mine")
+    told: list[ImageOutput] = []
+    (picture,) = engine.generate(["a cat"], ImageParams(seed=1), on_output=told.append)
+    assert picture.prompt == "a cat"
+    assert is_finished(picture)
+    assert {output.request_id for output in told} == {picture.request_id}
+    assert not engine.has_work(), "the steps were for both"
+
+
+def test_a_call_that_breaks_leaves_none_of_its_pictures_to_be_made(
+    sd: DiffusionBase, library: Library, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only those of the batch that broke were ended; the caller's next try made the others too."""
+
+    def break_off(self: object, latents: object) -> None:
+        raise MemoryError("no memory left")
+
+    with ImageEngine(sd, library, ImageEngineConfig(max_batch=1)) as engine:
+        monkeypatch.setattr(DiffusionBase, "decode_latents", break_off)
+        with pytest.raises(MemoryError):
+            engine.generate(
+                ["a cat"] * 3, [ImageParams(seed=1), ImageParams(width=17), ImageParams(seed=1)]
+            )
+        monkeypatch.undo()
+        assert not engine.has_work()
+        assert is_finished(engine.generate(["a cat"], ImageParams(seed=1), ["lcm"])[0])
+
+
+def test_a_call_that_breaks_leaves_the_pictures_of_others(engine: ImageEngine) -> None:
+    def break_off(output: ImageOutput) -> None:
+        engine.submit("two dogs", ImageParams(seed=1), "lcm", request_id="mine")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        engine.generate(
+            ["a cat"] * 2, [ImageParams(seed=1), ImageParams(seed=1, steps=2)], on_output=break_off
+        )
+    assert engine.has_work()
+    outputs = outputs_of(engine)
+    assert {output.request_id for output in outputs} == {"mine"}
+    assert outputs[-1].picture is not None
+    assert is_finished(outputs[-1].picture)
+
+
+def test_prompts_are_measured_while_steps_encode_others(engine: ImageEngine, sd: DiffusionBase) -> None:
+    """A tokenizer keeps the padding and truncation of its last call: both sides switched them under each other."""
+    measured: list[BaseException | str] = []
+    is_over = Event()
+
+    def submit() -> None:
+        while not is_over.is_set():
+            try:
+                measured.append(engine.submit("red " * 90))
+            except Exception as error:
+                measured.append(error)
+
+    threads = [Thread(target=submit) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    try:
+        while len(measured) < 500:
+            sd.encode_prompts(["a cat", "a cat and two dogs"])
+    finally:
+        is_over.set()
+        for thread in threads:
+            thread.join()
+    assert {type(result) for result in measured} == {RequestError}
 
 
 def test_two_requests_cannot_have_one_id(engine: ImageEngine) -> None:

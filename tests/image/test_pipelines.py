@@ -210,6 +210,17 @@ def test_from_a_picture(kind: str, sampler: str, strength: float, request: pytes
     assert largest_difference(found[0], other[0]) > (5 if strength < 1 else 2), "where it starts matters"
 
 
+def test_lcm_asks_on_the_grid_of_the_distillation(sd_folder: Path, sd: DiffusionBase) -> None:
+    settings: dict[str, Any] = {"sampler": "lcm", "steps": 4, "original_steps": 40}
+    pipe = pipeline(sd_folder, "lcm", fresh=True)
+    pipe.scheduler.register_to_config(original_inference_steps=40)
+    mine = ours(sd, settings)
+    for picture, image in zip(mine, theirs(pipe, ImageParams(**settings)), strict=True):
+        assert largest_difference(picture, image) <= 1
+    default = ours(sd, settings | {"original_steps": 50})
+    assert min(largest_difference(one, other) for one, other in zip(mine, default, strict=True)) > 1
+
+
 def test_lcm_from_a_picture_takes_all_its_steps_within_the_strength(
     sd: DiffusionBase, sd_folder: Path
 ) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
@@ -16,7 +17,7 @@ from rich.progress import MofNCompleteColumn, Progress
 from manylora.cli.fields import command, value_of
 from manylora.cli.generate_loras import read_mixture
 from manylora.cli.generate_sweep import Sweep, parse_sweep
-from manylora.errors import ConfigError, RequestError
+from manylora.errors import ConfigError, ManyLoraError, RequestError
 from manylora.image.config import ImageEngineConfig
 from manylora.image.params import ImageParams
 from manylora.lora.library import Library
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
 
 DTYPES = ("float32", "bfloat16", "float16")
 
+_OPEN_BATCHES = 8
+"""Pictures that wait in the engine, in full batches: enough that those of one size and course find each other."""
+
 
 @dataclass(frozen=True)
 class Job:
@@ -38,7 +42,7 @@ class Job:
     prompt: str
     params: ImageParams
     mixture: Mixture
-    image: "Image | None" = None
+    image: Path | None = None
 
 
 def register(app: typer.Typer) -> None:
@@ -109,11 +113,10 @@ def register(app: typer.Typer) -> None:
         library = Library(*(adapters or []))
         options = value_of(ImageParams, values)
         if prompt is not None:
-            rows: list[dict[str, Any]] = [{"prompt": prompt, "lora": lora or [], "image": image}]
+            jobs = [_job({"prompt": prompt, "lora": lora or [], "image": image}, options, library)]
         else:
             assert file is not None
-            rows = list(_rows(file))
-        jobs = [_job(row, options, library) for row in rows]
+            jobs = _jobs(file, options, library)
         sweep = parse_sweep(grid, jobs[0].params, jobs[0].mixture) if grid else None
         if any(job.params.sampler == "lcm" and not job.mixture for job in jobs) and not as_json:
             Console(stderr=True, highlight=False, soft_wrap=True).print(
@@ -140,25 +143,44 @@ def load_base(base: str, dtype: str, device: str) -> Any:
     return load_diffusion_base(base, dtype=getattr(torch, dtype), device=device)
 
 
-def _rows(file: Path) -> Iterator[dict[str, Any]]:
+def _jobs(file: Path, options: dict[str, Any], library: Library) -> list[Job]:
+    """What a file asks for. Errors name its line."""
+    jobs = []
+    for where, row in _rows(file):
+        try:
+            jobs.append(_job(row, options, library))
+        except ManyLoraError as error:
+            raise type(error)(f"{where}: {error}") from None
+    if not jobs:
+        raise ConfigError(
+            f"{file} holds no request; expected one JSON object a line, got blank lines at most"
+        )
+    return jobs
+
+
+def _rows(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The objects of a file, each with where it stands."""
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        text = file.read_text(encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"cannot read {file}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{file} is not UTF-8: {error}") from None
     known = {"prompt", "lora", "image", *(field.name for field in fields(ImageParams))}
-    for number, line in enumerate(lines, 1):
+    # Not splitlines(): a text in JSON may hold U+2028 and others that it takes for ends of lines.
+    for number, line in enumerate(text.split("\n"), 1):
+        where = f"{file}, line {number}"
         if not line.strip():
             continue
         try:
             row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ConfigError(f"{file}, line {number}: not JSON ({error})") from None
+        except ValueError as error:
+            raise ConfigError(f"{where}: not JSON ({error})") from None
         if not isinstance(row, dict) or "prompt" not in row or row.keys() - known:
             raise ConfigError(
-                f'{file}, line {number}: expected an object with "prompt", and of {sorted(known)} what is needed; '
-                f"got {line[:100]}"
+                f'{where}: expected an object with "prompt", and of {sorted(known)} what is needed; got {line[:100]}'
             )
-        yield row
+        yield where, row
 
 
 def _job(row: dict[str, Any], options: dict[str, Any], library: Library) -> Job:
@@ -167,37 +189,80 @@ def _job(row: dict[str, Any], options: dict[str, Any], library: Library) -> Job:
         prompt=row["prompt"],
         params=ImageParams.from_dict({**options, **own}),
         mixture=read_mixture(row.get("lora"), library),
-        image=_read_image(row.get("image")),
+        image=_checked_path(row.get("image")),
     )
 
 
-def _read_image(path: str | Path | None) -> "Image | None":
-    if path is None:
+def _checked_path(given: Any) -> Path | None:
+    """Where a picture to start from lies; its pixels are read when its turn comes."""
+    if given is None:
         return None
-    from PIL import Image, ImageOps
+    if not isinstance(given, str | Path):
+        raise RequestError(f"expected the picture to start from as a path, got {given!r}")
+    with _opened(Path(given)):
+        return Path(given)
+
+
+@contextmanager
+def _opened(path: Path) -> "Iterator[Image]":
+    """A picture of which only the head is read. What is wrong with it, then or later, names the file."""
+    from PIL import Image
 
     try:
         with Image.open(path) as image:
-            # Turned as a camera says that it was held.
-            return ImageOps.exif_transpose(image)
+            yield image
     except (OSError, ValueError, SyntaxError) as error:  # what Pillow raises for broken files
         raise RequestError(f"cannot read the picture '{path}': {error}") from None
 
 
-def _make(engine: "ImageEngine", jobs: Sequence[Job], as_json: bool) -> "list[Picture]":
-    with _progress(sum(job.params.steps * job.params.n for job in jobs), quiet=as_json) as on_output:
-        return engine.generate(
-            [job.prompt for job in jobs],
-            [job.params for job in jobs],
-            [job.mixture for job in jobs],
-            [job.image for job in jobs],
-            on_output=on_output,
-        )
+def _read_image(path: Path | None) -> "Image | None":
+    if path is None:
+        return None
+    from PIL import ImageOps
+
+    with _opened(path) as image:
+        # Turned as a camera says that it was held.
+        return ImageOps.exif_transpose(image)
+
+
+def _pictures(
+    engine: "ImageEngine", jobs: Sequence[Job], on_output: "Callable[[ImageOutput], None]"
+) -> "Iterator[tuple[int, Picture]]":
+    """Make pictures; yields each as soon as it has ended, with its place: jobs in order, n for each.
+
+    What was refused before it began has one place.
+    """
+    from manylora.image.output import refused
+
+    ahead = deque(jobs)
+    first_places: dict[str, int] = {}
+    num_placed = num_ended = 0
+    while ahead or engine.has_work():
+        while ahead and num_placed - num_ended < _OPEN_BATCHES * engine.config.max_batch:
+            job = ahead.popleft()
+            try:
+                request_id = engine.submit(
+                    job.prompt, job.params, job.mixture, image=_read_image(job.image)
+                )
+            except ManyLoraError as error:
+                yield num_placed, refused(job.prompt, job.params, engine.base.path, error)
+                num_placed, num_ended = num_placed + 1, num_ended + 1
+            else:
+                first_places[request_id] = num_placed
+                num_placed += job.params.n
+        for output in engine.step():
+            on_output(output)
+            if output.picture is not None:
+                yield first_places[output.request_id] + output.index, output.picture
+                num_ended += 1
 
 
 @contextmanager
-def _progress(num_steps: int, quiet: bool) -> "Iterator[Callable[[ImageOutput], None]]":
+def _progress(
+    jobs: Sequence[Job], quiet: bool
+) -> "Iterator[tuple[Progress, Callable[[ImageOutput], None]]]":
     """Show how many steps of all pictures are done, on the terminal if there is one."""
+    num_steps = sum(job.params.steps * job.params.n for job in jobs)
     console = Console(stderr=True)
     columns = (*Progress.get_default_columns(), MofNCompleteColumn())
     done: dict[tuple[str, int], int] = {}
@@ -214,22 +279,32 @@ def _progress(num_steps: int, quiet: bool) -> "Iterator[Callable[[ImageOutput], 
             )
             progress.update(task, completed=sum(done.values()))
 
-        yield on_output
+        yield progress, on_output
 
 
 def _write_pictures(engine: "ImageEngine", jobs: Sequence[Job], out: Path, as_json: bool) -> bool:
-    """Make and write all pictures; returns whether any failed."""
+    """Make pictures and write each as soon as it is made; returns whether any failed."""
     from manylora.image.png import chunks_of
 
-    pictures = _make(engine, jobs, as_json)
-    paths = _paths(out, len(pictures))
-    for picture, path in zip(pictures, paths, strict=True):
-        if picture.params.seed is not None and out.suffix != ".png":
-            path = path.with_stem(f"{path.stem}-{picture.params.seed}")
-        if picture.image is not None:
-            _save(picture.image, path, chunks_of(picture))
-        _tell(picture, path if picture.image is not None else None, as_json)
-    return any(picture.image is None for picture in pictures)
+    has_failed = False
+    paths = _paths(out, sum(job.params.n for job in jobs))
+    untold: dict[int, tuple[Picture, Path | None]] = {}
+    num_told = 0
+    with _progress(jobs, quiet=as_json) as (progress, on_output):
+        for place, picture in _pictures(engine, jobs, on_output):
+            path = None
+            if picture.image is None:
+                has_failed = True
+            else:
+                path = paths[place] if out.suffix == ".png" else _numbered(paths[place], picture)
+                _save(picture.image, path, chunks_of(picture))
+            untold[place] = replace(picture, image=None), path
+            while num_told in untold:
+                progress.stop()  # or what is told would stand within the bar
+                _tell(*untold.pop(num_told), as_json)
+                progress.start()
+                num_told += 1
+    return has_failed
 
 
 def _write_grid(engine: "ImageEngine", job: Job, sweep: Sweep, out: Path, as_json: bool) -> bool:
@@ -243,10 +318,12 @@ def _write_grid(engine: "ImageEngine", job: Job, sweep: Sweep, out: Path, as_jso
     params = replace(job.params, seed=_any_seed() if job.params.seed is None else job.params.seed)
     cells = sweep.cells(params, job.mixture)
     jobs = [replace(job, params=one, mixture=mixture) for row in cells for one, mixture in row]
-    pictures = _make(engine, jobs, as_json)
+    with _progress(jobs, quiet=as_json) as (_, on_output):
+        made = dict(_pictures(engine, jobs, on_output))
+    pictures = [made[place] for place in range(len(jobs))]
     width = len(sweep.columns.values)
     images = [picture.image for picture in pictures]
-    made = labelled_grid(
+    grid = labelled_grid(
         [images[start : start + width] for start in range(0, len(images), width)],
         sweep.columns.labels,
         sweep.row_labels,
@@ -254,7 +331,7 @@ def _write_grid(engine: "ImageEngine", job: Job, sweep: Sweep, out: Path, as_jso
     )
     (path,) = _paths(out, 1)
     settings = {"cells": [picture.settings for picture in pictures], "columns": width}
-    _save(made, path, {SETTINGS_KEY: json.dumps(settings, ensure_ascii=False)})
+    _save(grid, path, {SETTINGS_KEY: json.dumps(settings, ensure_ascii=False)})
     failed = [picture for picture in pictures if picture.error is not None]
     for picture in failed:
         _tell(picture, None, as_json)
@@ -289,6 +366,12 @@ def _paths(out: Path, num: int) -> list[Path]:
     return [out / f"{first + i:05d}.png" for i in range(num)]
 
 
+def _numbered(path: Path, picture: "Picture") -> Path:
+    """The path with the picture's seed; once more where another run has numbered on in the folder meanwhile."""
+    named = path.with_stem(f"{path.stem}-{picture.params.seed}")
+    return _numbered(named, picture) if named.exists() else named
+
+
 def _tell(picture: "Picture", path: Path | None, as_json: bool) -> None:
     if as_json:
         told = {
@@ -296,7 +379,7 @@ def _tell(picture: "Picture", path: Path | None, as_json: bool) -> None:
             "path": None if path is None else str(path),
             "error": None if picture.error is None else str(picture.error),
         }
-        print(json.dumps(told, ensure_ascii=False))
+        print(json.dumps(told, ensure_ascii=False), flush=True)
     elif picture.error is not None:
         console = Console(stderr=True, highlight=False, soft_wrap=True)
         console.print(

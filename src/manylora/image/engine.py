@@ -105,8 +105,6 @@ class ImageEngine:
     @torch.inference_mode()
     def step(self) -> list[ImageOutput]:
         """Bring one batch one call of the UNet further; returns what that brought to each of its pictures."""
-        while self._submitted:
-            self._scheduler.add(self._submitted.popleft())
         outputs = self._cancel()
         try:
             if self._batch is None:
@@ -130,11 +128,14 @@ class ImageEngine:
     ) -> list[Picture]:
         """Make pictures to their ends in as few passes as they can share.
 
+        What else was submitted shares the steps, but is told to nobody. A call that breaks off (out of memory, say)
+        cancels what is left of its own pictures.
+
         Args:
             params: one for all, or one per prompt.
             mixtures: one per prompt; None: all run the base.
             images: to start from, one per prompt; None: all start from noise.
-            on_output: told of every step, for those who show progress.
+            on_output: told of every step of these pictures, for those who show progress.
         Returns:
             The pictures in the order of the prompts, n for each. One that failed, at once or later, has its `error`
             set; the others are unharmed.
@@ -148,13 +149,20 @@ class ImageEngine:
                 f"{num} prompts, {len(each)} params, {len(mixed)} mixtures and {len(started)} images do not match"
             )
         slots: list[Picture | PictureKey] = []
-        for prompt, one, mixture, image in zip(prompts, each, mixed, started, strict=True):
-            try:
-                request_id = self.submit(prompt, one, mixture, image=image)
-                slots += [(request_id, index) for index in range(one.n if one else 1)]
-            except ManyLoraError as error:
-                slots.append(refused(prompt, one, self.base.path, error))
-        done = self._finish_all({slot for slot in slots if isinstance(slot, tuple)}, on_output)
+        try:
+            for prompt, one, mixture, image in zip(prompts, each, mixed, started, strict=True):
+                try:
+                    request_id = self.submit(prompt, one, mixture, image=image)
+                    slots += [(request_id, index) for index in range(one.n if one else 1)]
+                except ManyLoraError as error:
+                    num = one.n if one else 1
+                    slots += [refused(prompt, one, self.base.path, error, i) for i in range(num)]
+            done = self._finish_all({slot for slot in slots if isinstance(slot, tuple)}, on_output)
+        except BaseException:
+            # The caller may try again with fewer, and these would be made before them.
+            keys = [slot for slot in slots if isinstance(slot, tuple)]
+            self._drop([self._open[key] for key in keys if key in self._open])
+            raise
         return [done[slot] if isinstance(slot, tuple) else slot for slot in slots]
 
     def close(self) -> None:
@@ -173,13 +181,19 @@ class ImageEngine:
     # -- inside
 
     def _cancel(self) -> list[ImageOutput]:
+        cancelled = {self._cancelled.popleft() for _ in range(len(self._cancelled))}
+        return self._drop([request for key, request in list(self._open.items()) if key[0] in cancelled])
+
+    def _drop(self, requests: SequenceOf[ImageRequest]) -> list[ImageOutput]:
+        """End these as cancelled."""
+        # First, or one that has ended here would begin later.
+        while self._submitted:
+            self._scheduler.add(self._submitted.popleft())
         outputs = []
-        while self._cancelled:
-            request_id = self._cancelled.popleft()
-            for request in [r for key, r in list(self._open.items()) if key[0] == request_id]:
-                if request in self._scheduler.waiting:
-                    self._scheduler.remove(request)
-                outputs.append(self._end(request, request.lifecycle.cancel()))
+        for request in requests:
+            if request.lifecycle.state is RequestState.WAITING:
+                self._scheduler.remove(request)
+            outputs.append(self._end(request, request.lifecycle.cancel()))
         # A batch runs on with the pictures that are left, and not at all for none.
         if self._batch is not None and not self._left(self._batch):
             self._end_batch()
@@ -283,11 +297,14 @@ class ImageEngine:
         done: dict[PictureKey, Picture] = {}
         while len(done) < len(wanted):
             for output in self.step():
+                key = (output.request_id, output.index)
+                if key not in wanted:
+                    continue
                 if on_output is not None:
                     on_output(output)
                 if output.picture is not None:
-                    done[output.request_id, output.index] = output.picture
-        return {key: done[key] for key in wanted}
+                    done[key] = output.picture
+        return done
 
 
 def _key(request: ImageRequest) -> PictureKey:

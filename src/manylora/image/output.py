@@ -63,7 +63,9 @@ class ImageOutput:
     """Comes once, with the last output of the picture, however it ended."""
 
 
-def refused(prompt: object, params: ImageParams | None, base: str, error: Exception) -> Picture:
-    """The picture of a request that was refused before it began."""
+def refused(
+    prompt: object, params: ImageParams | None, base: str, error: Exception, index: int = 0
+) -> Picture:
+    """A picture whose request was refused before it began."""
     event = TerminalEvent(RequestState.FAILED, error=error)
-    return Picture("", 0, str(prompt), params or ImageParams(), BASE, base, event)
+    return Picture("", index, str(prompt), params or ImageParams(), BASE, base, event)

@@ -14,6 +14,9 @@ MAX_SEED = 2**63 - 1
 
 DEFAULT_STRENGTH = 0.8
 
+ORIGINAL_STEPS = 50
+"""Of published LCM-LoRAs, and what `distill` has by default."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ImageParams:
@@ -30,6 +33,10 @@ class ImageParams:
     steps: int = 4
     """Steps of the sampler over the whole schedule. From a picture, lcm takes so many over the part that strength
     says, the others only that part of them."""
+
+    original_steps: int = ORIGINAL_STEPS
+    """lcm: steps of the solver that the LoRA was distilled with (num_solver_steps), on whose grid it is asked.
+    diffusers calls it original_inference_steps."""
 
     guidance: float = 1.0
     """Classifier-free guidance scale: conditional and unconditional differences are multiplied by it. 1 is off and
@@ -57,8 +64,18 @@ class ImageParams:
     def __post_init__(self) -> None:
         if self.sampler not in SAMPLERS:
             _refuse("sampler", f"one of {', '.join(SAMPLERS)}", self.sampler)
-        for name, low in (("steps", 1), ("n", 1), ("width", 1), ("height", 1), ("seed", 0)):
+        for name, low in (
+            ("steps", 1),
+            ("original_steps", 1),
+            ("n", 1),
+            ("width", 1),
+            ("height", 1),
+            ("seed", 0),
+        ):
             _check_integer(name, getattr(self, name), low, MAX_SEED if name == "seed" else None)
+        if self.sampler != "lcm" and self.original_steps != ORIGINAL_STEPS:
+            expected = f"{ORIGINAL_STEPS}, since it has no effect on samplers other than lcm"
+            _refuse("original_steps", expected, self.original_steps)
         # So written, comparisons refuse NaN too.
         if not _is_number(self.guidance) or not 1 <= self.guidance <= 1000:
             _refuse("guidance", "a number from 1 (off) to 1000", self.guidance)
@@ -96,7 +113,7 @@ def _is_number(value: object) -> bool:
 
 
 def _check_integer(name: str, value: Any, low: int, high: int | None) -> None:
-    if value is None and name not in ("steps", "n"):
+    if value is None and name not in ("steps", "original_steps", "n"):
         return
     # bool is an int to Python; True as a count is a mistake of the caller.
     is_integer = isinstance(value, int) and not isinstance(value, bool)

@@ -33,7 +33,11 @@ def timesteps_of(params: ImageParams, num_timesteps: int) -> tuple[int, ...]:
     try:
         if params.sampler == "lcm":
             strength = 1.0 if params.strength is None else params.strength
-            return tuple(lcm_timesteps(params.steps, num_timesteps=num_timesteps, strength=strength))
+            steps, original = params.steps, params.original_steps
+            grid = lcm_timesteps(
+                steps, original_steps=original, num_timesteps=num_timesteps, strength=strength
+            )
+            return tuple(grid)
         whole = trailing_timesteps(params.steps, num_timesteps)
     except ConfigError as error:
         raise RequestError(f"image parameter steps: {error}; ask for fewer, or another sampler") from None
