@@ -54,6 +54,17 @@ def test_one_adapter_as_json(root):
         assert (sites[name]["rank"], sites[name]["scaling"]) == (pair.rank, pytest.approx(pair.scaling))
 
 
+def test_one_adapter_with_a_weight_is_a_mixture(root):
+    norms = {}
+    for weight in ("mild", "mild:1", "mild:1.0", "mild:2", "mild:-0.5"):
+        norms[weight] = json.loads(run(weight, "--adapters", root / "adapters", "--json"))["norm"]
+    assert norms["mild"] > 0
+    assert norms["mild"] == norms["mild:1"] == norms["mild:1.0"]
+    assert norms["mild:2"] == pytest.approx(2 * norms["mild"])
+    assert norms["mild:-0.5"] == pytest.approx(0.5 * norms["mild"])
+    assert "mild:2" in run("mild:2", "--adapters", root / "adapters")
+
+
 def test_a_mixture_without_a_base_has_no_verdict(root):
     output = run("mild:0.5", "team/other", "--adapters", root / "adapters")
     assert "mild:0.5+team/other:1" in output

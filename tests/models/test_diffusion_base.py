@@ -222,6 +222,14 @@ def test_a_hub_id_is_fetched_without_what_is_not_read(
         load_diffusion_base("other/model")
 
 
+@pytest.mark.parametrize("device", ["gpu", "cuda:99"])
+def test_a_device_that_is_not_there_is_refused(folder: Path, device: str) -> None:
+    with pytest.raises(
+        ConfigError, match=rf"device '{device}' cannot be used; here torch has \['cpu'.*\]: .+"
+    ):
+        load_diffusion_base(folder, device=device)
+
+
 def test_what_does_not_exist_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="no such folder, and no hub id"):
         load_diffusion_base(tmp_path / "nothing")

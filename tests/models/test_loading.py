@@ -174,6 +174,14 @@ def test_an_unknown_dtype_is_refused(directory):
             load_model(directory, dtype=dtype)
 
 
+@pytest.mark.parametrize("device", ["gpu", "", "meta", "hpu", "cuda:99"])
+def test_a_device_that_is_not_there_is_refused(directory, device):
+    with pytest.raises(
+        ConfigError, match=rf"device '{device}' cannot be used; here torch has \['cpu'.*\]: .+"
+    ):
+        load_model(directory, device=device)
+
+
 def test_int8_rounds_the_products_and_nothing_else(directory):
     exact, rounded = load_model(directory), load_model(directory, dtype="int8")
     products = [rounded.base_product(0, stack) for stack in Stack] + [rounded.output]

@@ -9,6 +9,7 @@ import weakref
 from collections import defaultdict, deque
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -27,7 +28,7 @@ from manylora.lora.library import Library
 from manylora.lora.mixture import MixtureLike
 from manylora.lora.pairs import LoraPair
 from manylora.lora.reader import AdapterRef
-from manylora.models.tiny import tiny_adapter
+from manylora.models.tiny import tiny_adapter, tiny_model, tiny_tokenizer
 from manylora.text import AdapterClustering, Engine, Output, SamplingParams
 from manylora.text.live import LiveSequence
 from tests.text.engines import CONFIG, GREEDY, PAGE_BYTES, PAGE_TOKENS, adapters, engine, expect, library
@@ -363,9 +364,34 @@ def test_requests_that_cannot_be_served_are_refused_when_they_come() -> None:
         with pytest.raises(RequestError, match="ids must differ"):
             served.submit([2], GREEDY, request_id="mine")
         completions = served.generate([PROMPTS[1], [], PROMPTS[2]], GREEDY, [MIXTURES[1], "a", MIXTURES[2]])
+        of_each = served.generate([[], [1]], SamplingParams(n=3, max_tokens=1))
+    assert [(c.index, c.error is None) for c in of_each] == [
+        (i, fine) for fine in (False, True) for i in range(3)
+    ]
     assert [c.finish_reason for c in completions] == ["length", "failed", "length"]
     assert isinstance(completions[1].error, RequestError)
     assert (completions[0].token_ids, completions[2].token_ids) == (WANTED[1], WANTED[2])
+
+
+def test_a_prompt_that_the_tokenizer_refuses_fails_alone() -> None:
+    no_content, number = [{"role": "user"}], [{"role": "user", "content": 5}]
+    prompts: list[Any] = [PROMPTS[1], no_content, number, "half of a character: \ud83d", PROMPTS[2]]
+    with engine() as served:
+        completions = served.generate(prompts, GREEDY, [MIXTURES[1], "a", "a", "a", MIXTURES[2]])
+    for refused, who in zip(completions[1:4], ("chat template", "chat template", "tokenizer"), strict=True):
+        assert isinstance(refused.error, RequestError)
+        assert f"the model's {who} refuses the prompt: " in str(refused.error)
+    assert (completions[0].token_ids, completions[4].token_ids) == (WANTED[1], WANTED[2])
+
+
+def test_a_model_without_a_chat_template_takes_no_messages() -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = None
+    with Engine(tiny_model(CONFIG), tokenizer, library()) as served:
+        with pytest.raises(RequestError, match=r"no chat template, .* as plain text .*--raw"):
+            served.submit([{"role": "user", "content": "hello"}], GREEDY)
+        (answer,) = served.generate(["hello"], GREEDY)
+    assert answer.error is None
 
 
 def test_an_adapter_that_drives_logits_to_infinity_fails_alone() -> None:

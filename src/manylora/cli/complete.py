@@ -81,6 +81,8 @@ def register(app: typer.Typer) -> None:
             if lora is not None:
                 raise ConfigError('--lora goes with one prompt; with --file, each line has its own "lora"')
             rows = list(_rows(file))
+            if not rows:
+                raise ConfigError(f"{file} holds no request; expected one JSON object a line")
         requests = [_request(row, options, raw) for row in rows]
         engine = Engine(
             load_model(model, dtype=dtype, device=device),
@@ -100,15 +102,19 @@ def register(app: typer.Typer) -> None:
 
 def _rows(file: Path) -> Iterator[dict[str, Any]]:
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        # Not splitlines(): a JSON text may hold other ends of lines, U+2028 for one, as --json writes them.
+        lines = file.read_text(encoding="utf-8").split("\n")
     except OSError as error:
         raise ConfigError(f"cannot read {file}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"cannot read {file}: it must be in UTF-8 ({error})") from None
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
             row = json.loads(line)
-        except json.JSONDecodeError as error:
+            json.dumps(row, ensure_ascii=False).encode()  # half a character, "\ud83d", could not be printed
+        except ValueError as error:
             raise ConfigError(f"{file}, line {number}: not JSON ({error})") from None
         known = {"prompt", "messages", "lora", *(field.name for field in fields(SamplingParams))}
         if not isinstance(row, dict) or ("prompt" in row) == ("messages" in row) or row.keys() - known:
@@ -116,7 +122,19 @@ def _rows(file: Path) -> Iterator[dict[str, Any]]:
                 f'{file}, line {number}: expected an object with "prompt" or "messages", and of {sorted(known)} '
                 f"what is needed; got {line[:100]}"
             )
+        _check_asked(row, f"{file}, line {number}")
         yield row
+
+
+def _check_asked(row: dict[str, Any], where: str) -> None:
+    if "prompt" in row:
+        if not isinstance(row["prompt"], str):
+            raise ConfigError(f'{where}: "prompt" must be a text, got {row["prompt"]!r}')
+        return
+    messages = row["messages"]
+    # What a message must hold, the model's chat template says.
+    if not isinstance(messages, list) or not messages or not all(isinstance(one, dict) for one in messages):
+        raise ConfigError(f'{where}: "messages" must be a list of objects, one at least, got {messages!r}')
 
 
 def _request(
@@ -126,13 +144,16 @@ def _request(
     params = SamplingParams.from_dict({**options, **own})
     if params.max_tokens is None:
         params = SamplingParams.from_dict({**options, **own, "max_tokens": MAX_TOKENS})
-    prompt = row.get("messages") or (row["prompt"] if raw else [{"role": "user", "content": row["prompt"]}])
+    if "messages" in row:
+        prompt = row["messages"]
+    else:
+        prompt = row["prompt"] if raw else [{"role": "user", "content": row["prompt"]}]
     return prompt, params, row.get("lora")
 
 
 def _print(row: dict[str, Any], completion: Completion) -> None:
     console = Console(highlight=False, soft_wrap=True)
-    asked = row.get("prompt") or row["messages"][-1]["content"]
+    asked = row["prompt"] if "prompt" in row else row["messages"][-1].get("content", "")
     console.print(f"[bold]{escape(str(asked))}[/]  [dim]{escape(str(row.get('lora') or 'base'))}[/]")
     if completion.error is not None:
         console.print(f"[red]{type(completion.error).__name__}: {escape(str(completion.error))}[/]\n")

@@ -21,7 +21,8 @@ def inspect(
         list[str],
         typer.Argument(
             metavar="ADAPTER[:WEIGHT]...",
-            help="Folders, or names below --adapters. Several are a mixture: pirate:1.0 json:0.5.",
+            help="Folders, or names below --adapters. Several, or one with a weight other than 1, are a mixture: "
+            "pirate:1.0 json:0.5.",
         ),
     ],
     base: Annotated[
@@ -95,22 +96,27 @@ def inspect(
     of_pictures = base is not None and is_diffusion_base(base)
     if not of_pictures and (fast or repair or plot is not None):
         raise ConfigError("--fast, --repair and --plot are for pictures; give a diffusers folder as --base")
+    if plot is not None and plot.suffix.lower() != ".png":
+        raise ConfigError(f"--plot writes a PNG: expected a name that ends in .png, got {plot}")
     mixture = Mixture.parse("+".join(terms))
     if not mixture:
         raise ConfigError(f"{' '.join(terms)}: every weight is 0, which is the base itself")
     loaded, folders = _load(mixture.names, adapters or [])
     weights = [weight for _, weight in mixture.weights]
-    if len(loaded) == 1 and base is None:
+    if weights == [1.0] and base is None:
         facts = adapter_facts(loaded[0], folders[0])
         print(json.dumps(facts)) if as_json else print_adapter(facts)
     elif base is not None and of_pictures:
         options = ImageOptions(probes, tuple(fast or ()), repair, dtype, device)
         seen = inspect_pictures(loaded, weights, folders, base, options)
+        print(json.dumps(image_facts(seen))) if as_json else print_image(seen, top)
         if plot is not None:
             from manylora.cli.inspect_plot import plot_inspection
 
-            plot_inspection(seen, plot)
-        print(json.dumps(image_facts(seen))) if as_json else print_image(seen, top)
+            try:
+                plot_inspection(seen, plot)
+            except OSError as error:
+                raise ConfigError(f"cannot write '{plot}': {error.strerror or error}") from None
     else:
         found = (
             Inspection(str(mixture), diagnose_weights(loaded, weights), None, None)

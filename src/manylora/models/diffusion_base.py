@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
+from threading import Lock
 from typing import Any, Literal
 
 import torch
@@ -26,9 +27,14 @@ from manylora.diffusion import (
     guided_denoiser,
 )
 from manylora.errors import ConfigError
+from manylora.models.device import usable_device
 from manylora.models.diffusion_parts import DiffusionParts, load_parts
 
 Kind = Literal["sd", "sdxl"]
+
+# A tokenizer sets its padding and truncation by call and keeps them, so that calls of two threads would mix theirs. One
+# lock for all models: they seldom wait for each other, and a model that had its own could not be copied.
+_TOKENIZING = Lock()
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,7 +174,9 @@ class DiffusionBase(DiffusionParts):
     def cut_off(self, prompt: str) -> str:
         """Return the end of a prompt that `encode_prompts` would cut; "" if it fits."""
         for tokenizer in self.tokenizers:
-            tokens = tokenizer(prompt, verbose=False).input_ids  # between the marks of beginning and end
+            with _TOKENIZING:
+                # Between the marks of beginning and end.
+                tokens = tokenizer(prompt, verbose=False).input_ids
             if len(tokens) > tokenizer.model_max_length:
                 cut: str = tokenizer.decode(tokens[tokenizer.model_max_length - 1 : -1])
                 return cut
@@ -248,13 +256,14 @@ class DiffusionBase(DiffusionParts):
 
     def _tokens(self, tokenizer: Any, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Token ids and attention mask, each [N, L]."""
-        encoded = tokenizer(
-            list(prompts),
-            padding="max_length",
-            max_length=tokenizer.model_max_length,
-            truncation=True,
-            return_tensors="pt",
-        )
+        with _TOKENIZING:
+            encoded = tokenizer(
+                list(prompts),
+                padding="max_length",
+                max_length=tokenizer.model_max_length,
+                truncation=True,
+                return_tensors="pt",
+            )
         return encoded.input_ids.to(self.device), encoded.attention_mask.to(self.device)
 
     def _time_ids(self, num_rows: int, height: int | None, width: int | None) -> Tensor:
@@ -283,8 +292,9 @@ def load_diffusion_base(
         dtype: of the networks. The VAE stays in float32 where its config says that it overflows in less.
     Raises:
         ModelError: no such model, or not one of SD's or SDXL's layout; says what was expected and what came.
+        ConfigError: a device that is not there.
     """
-    parts = load_parts(source, dtype=dtype, device=torch.device(device))
+    parts = load_parts(source, dtype=dtype, device=usable_device(device))
     return DiffusionBase(
         **vars(parts),
         kind="sd" if len(parts.text_encoders) == 1 else "sdxl",

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from manylora.errors import ConfigError, ModelError
 from manylora.models.config import LlamaConfig
+from manylora.models.device import usable_device
 from manylora.models.gguf import GgufModel
 from manylora.models.hf_config import config_from_hf
 from manylora.models.llama import Llama
@@ -38,7 +39,8 @@ def load_model(
     Raises:
         ModelError: no such model, an architecture or setting that is not served, a tensor missing, unexpected or
             of another shape than the config says.
-        ConfigError: a dtype that is neither in MODEL_DTYPES nor "int8", or "int8" on another device than a CPU.
+        ConfigError: a dtype that is neither in MODEL_DTYPES nor "int8", "int8" on another device than a CPU, or a
+            device that is not there.
         KernelUnavailable: "int8" without the native kernels.
     """
     files = locate(source)
@@ -62,11 +64,12 @@ def build_model(
     device: torch.device | str = "cpu",
 ) -> Llama:
     """Make a decoder of (name, tensor) pairs, named as in transformers; each is read when its turn comes."""
-    device, int8 = torch.device(device), dtype == INT8
-    if int8 and device.type != "cpu":
+    int8 = dtype == INT8
+    if int8 and not str(device).startswith("cpu"):
         raise ConfigError(
             f"dtype int8 runs on a CPU, got device {device}; choose bfloat16 or float16 there"
         )
+    device = usable_device(device)
     model = Llama(config, dtype=torch.float32 if int8 else _model_dtype(dtype), device=device)
     slots = model.parameter_slots()
     others: dict[str, Tensor] = {}

@@ -317,7 +317,7 @@ class Engine:
                 slots.append([*keys])
                 wanted |= dict.fromkeys(keys, parsed)
             except ManyLoraError as error:
-                slots.append([refused(error)])
+                slots.append([refused(error, index) for index in range(one.n if one else 1)])
         done = self._finish_all(wanted)
         return [done[slot] if isinstance(slot, tuple) else slot for group in slots for slot in group]
 

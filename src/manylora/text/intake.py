@@ -6,6 +6,8 @@ from collections.abc import Sequence as SequenceOf
 from itertools import count
 from typing import Any
 
+from jinja2 import TemplateError
+
 from manylora.errors import CapacityError, RequestError
 from manylora.lora.library import Library
 from manylora.lora.mixture import Mixture, MixtureLike
@@ -57,7 +59,8 @@ class Intake:
             request_ids: one for each prompt; None chooses it.
             deadline_s: seconds from now by which the first token is wanted.
         Raises:
-            RequestError: an empty prompt, one longer than the context, a mixture or option that makes no sense.
+            RequestError: a prompt that is empty, longer than the context or refused by the tokenizer; a mixture or
+                option that makes no sense.
             AdapterNotFoundError: a name that the library does not hold.
             CapacityError: more tokens, or larger adapters, than the whole pool can hold.
         """
@@ -94,7 +97,8 @@ class Intake:
         """Return the tokens of a prompt.
 
         Raises:
-            RequestError: the prompt is empty, holds ids outside the vocabulary, or needs a tokenizer that is not there.
+            RequestError: the prompt is empty, holds ids outside the vocabulary, needs a tokenizer or chat template that
+                is not there, or is refused by it.
         """
         tokens = self._encode(prompt)
         if not tokens:
@@ -124,13 +128,22 @@ class Intake:
             return list(prompt)  # type: ignore[arg-type]  # ids, as far as tokenize() finds no fault with them
         if self._tokenizer is None:
             raise RequestError("this engine has no tokenizer; give the prompt as token ids")
-        tokens: list[int] = (
-            self._tokenizer.encode(prompt)
-            if isinstance(prompt, str)
-            else self._tokenizer.apply_chat_template(
-                prompt, add_generation_prompt=True, tokenize=True, return_dict=False
+        if is_chat and self._tokenizer.chat_template is None:
+            raise RequestError(
+                "the model has no chat template, which messages need; give the prompt as plain text "
+                "(manylora complete: --raw)"
             )
-        )
+        try:
+            tokens: list[int] = (
+                self._tokenizer.apply_chat_template(
+                    prompt, add_generation_prompt=True, tokenize=True, return_dict=False
+                )
+                if is_chat
+                else self._tokenizer.encode(prompt)
+            )
+        except (TemplateError, ValueError, TypeError) as error:
+            refusing = "chat template" if is_chat else "tokenizer"
+            raise RequestError(f"the model's {refusing} refuses the prompt: {error}") from error
         return tokens
 
     def _max_tokens(self, num_prompt: int, asked: int | None, refs: list[AdapterRef]) -> int:

@@ -66,7 +66,7 @@ def join(mixture: Mixture, outputs: Sequence[Output]) -> Completion:
     )
 
 
-def refused(error: Exception) -> Completion:
-    """The completion of a request that was refused before it began."""
+def refused(error: Exception, index: int = 0) -> Completion:
+    """The completion of a sample whose request was refused before it began."""
     event = TerminalEvent(RequestState.FAILED, error=error)
-    return Completion(request_id="", index=0, mixture=BASE, token_ids=(), text="", logprobs=(), event=event)
+    return Completion("", index, mixture=BASE, token_ids=(), text="", logprobs=(), event=event)
