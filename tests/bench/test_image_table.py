@@ -1,6 +1,7 @@
 """A table on a tiny random base: rows are what the engine makes, distances are paired, and nothing is done twice."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from manylora.bench.image import command as image_command
 from manylora.bench.image.command import bench_image, open_table, rows_of
@@ -120,6 +122,33 @@ def test_prompts_are_distinct_captions_of_every_kind(world):
         read_rows(world)
 
 
+def test_only_a_line_feed_ends_a_row(tmp_path):
+    """The other ends of lines that Python knows may stand in a JSON text; empty lines are skipped."""
+    rows = [
+        {"file_name": "a.png", "text": f"a{end}cat", "subjects": ["cat"], "kind": "single"}
+        for end in ("\u2028", "\u2029", "\x85")
+    ]
+    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    assert read_rows(tmp_path) == rows
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        (b"{", "line 3: not JSON"),
+        (b"[1]", "line 3: expected a JSON object, got list"),
+        (b'{"file_name": "a.png"}', "line 3: lacks subjects, text"),
+        (b"\xff", "cannot be read: .*utf-8"),
+    ],
+)
+def test_a_malformed_row_is_named_by_file_and_line(tmp_path, line, problem):
+    row = json.dumps({"file_name": "a.png", "text": "a cat", "subjects": ["cat"]}).encode()
+    (tmp_path / "metadata.jsonl").write_bytes(row + b"\n\n" + line)
+    with pytest.raises(DataError, match=rf"metadata\.jsonl,? {problem}"):
+        read_rows(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("sampler", "steps", "guidance", "lora"),
     [("ddim", 3, 2.0, ""), ("dpm-solver++", 3, 1.0, ""), ("lcm", 2, 1.0, "lcm:1+paper-cut:0.8")],
@@ -169,6 +198,25 @@ def test_what_is_measured_is_not_sampled_again(world, monkeypatch):
         with pytest.raises(TypeError):
             table.figures(replace(row, lora="lcm"))
     assert replace(again, row=row) == first
+
+
+@pytest.mark.parametrize("file", ["text_encoder/model.safetensors", "scheduler/scheduler_config.json"])
+def test_other_parts_of_the_base_are_another_measurement(world, tmp_path, monkeypatch, file):
+    shutil.copytree(world / "base", tmp_path / "base")
+    config, row = (
+        config_of(world, base=str(tmp_path / "base"), cache=tmp_path / "cache"),
+        ImageRow(label="a", steps=2),
+    )
+    with open_table(config) as table:
+        first = table.figures(row)
+    changed = tmp_path / "base" / file
+    if changed.suffix == ".json":
+        told = json.loads(changed.read_text())
+        changed.write_text(json.dumps(told | {"beta_end": 0.9 * told["beta_end"]}))
+    else:
+        save_file({name: 1.1 * tensor for name, tensor in load_file(changed).items()}, changed)
+    with open_table(config) as table:
+        assert table.figures(row).kid != first.kid
 
 
 def test_a_killed_row_leaves_nothing_that_counts(world, monkeypatch):

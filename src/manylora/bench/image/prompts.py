@@ -19,6 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from manylora.errors import DataError
+from manylora.train.json_lines import json_object
 
 Rows = Sequence[Mapping[str, Any]]
 """Of a metadata.jsonl: `file_name`, `text`, `subjects` (the names on the picture), `kind`."""
@@ -50,22 +51,30 @@ class PromptSet:
 
 
 def read_rows(folder: Path) -> list[dict[str, Any]]:
-    """Return the rows of an image folder whose captions say what is on each picture.
+    """Return the rows of an image folder whose captions say what is on each picture; blank lines are skipped.
 
     Raises:
-        DataError: there are none, or a row lacks what a judge needs.
+        DataError: there are none, or a row is malformed or lacks what a judge needs; with file and line.
     """
     path = folder / "metadata.jsonl"
     if not path.is_file():
         raise DataError(f"no {path}: expected an image folder of held-out pictures")
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    for number, row in enumerate(rows, start=1):
-        missing = {"file_name", "text", "subjects"} - row.keys()
-        if missing:
-            raise DataError(
-                f"{path}, line {number}: lacks {', '.join(sorted(missing))}; judged pictures need them"
-            )
-    return [{"kind": "picture", **row} for row in rows]
+    try:
+        # Not splitlines(): a JSON text may hold other ends of lines, U+2028 for one.
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} cannot be read: {error}") from error
+    return [
+        _checked_row(line, f"{path}, line {number}") for number, line in enumerate(lines, 1) if line.strip()
+    ]
+
+
+def _checked_row(line: str, where: str) -> dict[str, Any]:
+    row = json_object(line, where)
+    missing = {"file_name", "text", "subjects"} - row.keys()
+    if missing:
+        raise DataError(f"{where}: lacks {', '.join(sorted(missing))}; judged pictures need them")
+    return {"kind": "picture", **row}
 
 
 def choose_prompts(rows: Rows, num_prompts: int, num_seeds: int, seed: int = 0) -> PromptSet:

@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
@@ -36,6 +36,7 @@ from manylora.errors import ConfigError
 from manylora.lora.library import Library
 from manylora.lora.mixture import Mixture
 from manylora.models.diffusion_base import DiffusionBase, load_diffusion_base
+from manylora.training.base import diffusion_fingerprint
 
 OnProgress = Callable[[str, int], None]
 """(row, pictures done)."""
@@ -126,7 +127,7 @@ class Table:
         self._real = real
         self.num_reference, self._reference = len(reference), judge.verdict(reference).features
         self._samplers: dict[str, RowSampler] = {}
-        self._hashes: dict[str, str] = {}
+        self._bases: dict[str, dict[str, Any]] = {}  # what latents depend on of each
         self._held = ExitStack()
 
     def __enter__(self) -> Table:
@@ -235,7 +236,7 @@ class Table:
             base = self.base if not path else load_diffusion_base(path)
             sampler = RowSampler(base, self._library, self._batch)
             self._samplers[path] = self._held.enter_context(sampler)
-            self._hashes[path] = base.content_hash()
+            self._bases[path] = {"unet": base.content_hash(), **diffusion_fingerprint(base)}
         return self._samplers[path]
 
     def _key(self, row: ImageRow) -> str:
@@ -244,7 +245,7 @@ class Table:
         mixture = Mixture.parse(row.lora or None)
         return key_of(
             {
-                "base": self._hashes[row.base],
+                "base": self._bases[row.base],
                 "prompts": self.prompts.content_hash,
                 "sampler": [row.sampler, row.steps, row.guidance],
                 "loras": [[self._identity(name), weight] for name, weight in mixture.weights],
