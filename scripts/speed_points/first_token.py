@@ -12,6 +12,7 @@ COMMAND = "benchmarks/figures/first_token.sh"
 DTYPES = ("float32", "int8")
 NUM_SAMPLES = 200
 SETTINGS = {"rank": 8, "prompt_tokens": 64, "in_pool": 32}
+ADAPTER_DTYPES = {"float32": "auto", "int8": "int8"}
 BOUNDS = {"p50": 1.2, "p99": 1.5}
 
 
@@ -45,5 +46,6 @@ def newest(dtype: str, folder: Path = RECORDS) -> dict[str, Any] | None:
     """The newest record of a dtype and the figure's settings."""
     files = folder.glob(f"*_first-token-{dtype}-*.json")
     records = [json.loads(file.read_text(encoding="utf-8")) for file in files]
-    fitting = [record for record in records if SETTINGS.items() <= record["config"].items()]
+    wanted = SETTINGS | {"adapter_dtype": ADAPTER_DTYPES[dtype]}
+    fitting = [record for record in records if wanted.items() <= record["config"].items()]
     return max(fitting, key=lambda record: str(record["started"]), default=None)

@@ -4,6 +4,7 @@ import json
 from typing import Any
 
 import pytest
+import torch
 
 from manylora.bench import records
 from manylora.bench.first_token import command as first_token_command
@@ -11,6 +12,7 @@ from manylora.bench.first_token import run as first_token
 from manylora.bench.first_token.config import FirstTokenConfig
 from manylora.bench.steptime import SlowLibrary
 from manylora.errors import ConfigError
+from manylora.models.adapter_pages import AdapterPages
 
 CONFIG: dict[str, Any] = dict(
     samples=6, rank=2, prompt_tokens=5, in_pool=3, threads=1, force=True, record=False
@@ -35,6 +37,19 @@ def test_the_figures_belong_together(result):
         assert 0 < waits.p50_s <= waits.p90_s <= waits.p99_s <= waits.max_s
     assert result.p50_ratio == pytest.approx(result.cold.p50_s / result.warm.p50_s)
     assert result.p99_ratio == pytest.approx(result.cold.p99_s / result.warm.p99_s)
+
+
+def test_adapters_may_be_rounded(tiny_model, monkeypatch):
+    seen = []
+    layout = AdapterPages.layout
+
+    def watched(self, adapter):
+        seen.append(self.row_dtype)
+        return layout(self, adapter)
+
+    monkeypatch.setattr(AdapterPages, "layout", watched)
+    first_token.run(FirstTokenConfig(model=tiny_model, adapter_dtype="int8", **(CONFIG | {"samples": 2})))
+    assert set(seen) == {torch.int8}
 
 
 def test_slow_reading_shows_in_cold_requests_alone(result, tiny_model, monkeypatch):
@@ -74,3 +89,5 @@ def test_settings_that_cannot_be_measured_are_refused():
         FirstTokenConfig(model="m", samples=0)
     with pytest.raises(ConfigError, match="unknown dtype 'int4'"):
         FirstTokenConfig(model="m", dtype="int4")
+    with pytest.raises(ConfigError, match="unknown adapter_dtype 'int4'; known: auto, int8"):
+        FirstTokenConfig(model="m", adapter_dtype="int4")

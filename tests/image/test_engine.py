@@ -155,6 +155,7 @@ BAD: list[tuple[MixtureLike, ImageParams, type[ManyLoraError], list[str]]] = [
     (None, ImageParams(width=17), RequestError, ["width", "multiple of 2", "17", "16 or 18"]),
     (None, ImageParams(strength=0.5), RequestError, ["strength", "picture to start from"]),
     (None, ImageParams(steps=51), RequestError, ["steps", "50", "51"]),
+    (None, ImageParams(original_steps=1001), RequestError, ["original_steps", "1000", "1001"]),
     (None, ImageParams(steps=1001, sampler="ddim"), RequestError, ["steps", "1000", "1001"]),
 ]
 
@@ -366,3 +367,6 @@ def test_a_picture_says_which_content_its_names_meant(engine: ImageEngine, libra
     (picture,) = engine.generate(["a cat"], ImageParams(seed=1), ["lcm:0.5"])
     assert picture.adapters == {"lcm": library.load("lcm").identity}
     assert picture.settings["lora"] == {"lcm": 0.5}
+    assert picture.settings["original_steps"] == 50
+    (picture,) = engine.generate(["a cat"], ImageParams(seed=1, sampler="ddim"))
+    assert "original_steps" not in picture.settings

@@ -467,11 +467,11 @@ def test_an_adapter_replaced_while_it_is_read_is_read_again(root, monkeypatch):
     library = Library(root)
     seeds = iter([2, 3])
 
-    def replace_while_reading(path: Path, name: str | None = None) -> Adapter:
+    def replace_while_reading(path: Path, name: str, *, validated: bool) -> Adapter:
         if seed := next(seeds, None):
             write_adapter(folder, seed)
             return half_old
-        return load_peft(path, name=name)
+        return load_peft(path, name=name, validated=validated)
 
     monkeypatch.setattr(reader, "load_adapter", replace_while_reading)
     ref = library.locate("alice")
@@ -554,12 +554,12 @@ class SlowReads:
         )
         monkeypatch.setattr(reader, "load_adapter", self)
 
-    def __call__(self, folder: Path, name: str | None = None):
+    def __call__(self, folder: Path, name: str, *, validated: bool):
         self.names.append(name or "")
         if name == self.slow:
             self.started.set()
             assert self.go.wait(10)
-        return load_peft(folder, name=name)
+        return load_peft(folder, name=name, validated=validated)
 
 
 def test_threads_share_one_reading_and_others_do_not_wait(root, monkeypatch):

@@ -235,6 +235,9 @@ def test_a_limit_met_on_the_way_is_an_error_and_not_an_end(monkeypatch: pytest.M
     assert len(bad.token_ids) > 1, "it met the limit at once"
     assert isinstance(bad.error, RequestError)
     assert "response_format cannot be followed: lexer error: too many states" in str(bad.error)
+    with engine() as served:  # no end may be chosen, and nothing else
+        banned = ask(served, params(strings[1], logit_bias={ord("a"): 100.0}, min_tokens=79))
+    assert str(banned.error) == str(bad.error)
 
 
 def test_a_limit_met_at_once_refuses_the_schema(monkeypatch: pytest.MonkeyPatch) -> None:

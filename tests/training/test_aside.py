@@ -71,6 +71,22 @@ def test_a_kill_while_the_old_folder_is_deleted_leaves_a_whole_one(tmp_path, mon
     assert (target / "file").read_text() == "new"
 
 
+def test_where_the_new_folder_cannot_take_its_place_the_old_one_does(tmp_path, monkeypatch):
+    target, rename = tmp_path / "target", Path.rename
+
+    def refusing(path, to):
+        if path.name.endswith(".aside"):
+            raise OSError(errno.EIO, "input/output error")
+        return rename(path, to)
+
+    with directory_aside(target) as aside:
+        (aside / "old").write_text("")
+    monkeypatch.setattr(Path, "rename", refusing)
+    with pytest.raises(OSError, match="input/output error"), directory_aside(target) as aside:
+        (aside / "new").write_text("")
+    assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")] == ["target", "target/old"]
+
+
 def test_a_folder_that_cannot_be_moved_stays_as_it_was(tmp_path, monkeypatch):
     """As a mount point, which can be emptied but not renamed, nor renamed over."""
     target = tmp_path / "target"

@@ -43,9 +43,9 @@ def register(app: typer.Typer) -> None:
 
         config, console = DistillConfig(base=base, **value_of(DistillConfig, values)), Console(stderr=True)
         refuse_to_replace(config.out, "distilled LoRA", (RECORD,))  # before minutes of encoding
-        model = load_base(config)
         # The run takes the folder again; if another one has come in between, it is refused there.
         with disk_errors(config.run_folder, config.out), sole_run(config.run_folder):
+            model = load_base(config)
             pictures = encode_pictures(
                 config.data,
                 model,

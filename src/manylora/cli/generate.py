@@ -186,11 +186,21 @@ def _rows(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 def _job(row: dict[str, Any], options: dict[str, Any], library: Library) -> Job:
     own = {name: value for name, value in row.items() if name not in ("prompt", "lora", "image")}
     return Job(
-        prompt=row["prompt"],
+        prompt=_checked_text(row["prompt"]),
         params=ImageParams.from_dict({**options, **own}),
         mixture=read_mixture(row.get("lora"), library),
         image=_checked_path(row.get("image")),
     )
+
+
+def _checked_text(given: Any) -> str:
+    if not isinstance(given, str):
+        raise RequestError(f"expected the prompt as text, got {given!r}")
+    try:
+        given.encode()
+    except UnicodeEncodeError as error:  # half a character, which no tokenizer takes
+        raise RequestError(f"the prompt is no text: {error}") from None
+    return given
 
 
 def _checked_path(given: Any) -> Path | None:

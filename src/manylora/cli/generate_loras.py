@@ -17,11 +17,14 @@ def read_mixture(given: Any, library: Library) -> Mixture:
 
     Raises:
         RequestError: a weight that is no finite number; one adapter twice.
-        AdapterNotFoundError: neither a name nor a path.
+        AdapterNotFoundError: no such name; in a list, no such path either.
         AdapterFormatError: the path holds no adapter that is read.
     """
     if not isinstance(given, list):
-        return Mixture.parse(given)
+        mixture = Mixture.parse(given)
+        for name in mixture.names:
+            library.locate(name)
+        return mixture
     return Mixture(tuple(_term(text, library) for text in given))
 
 

@@ -38,7 +38,7 @@ from manylora.distill.phased import PhasedConfig, PhasedObjective
 from manylora.distill.pictures import Pictures, RowOrder, about, batch_of, generator_at
 from manylora.distill.probe import Sampling
 from manylora.models.diffusion_base import DiffusionBase, load_diffusion_base
-from manylora.training.base import diffusion_fingerprint
+from manylora.models.fingerprint import diffusion_fingerprint
 from manylora.training.disk import disk_errors
 from manylora.training.hardware import describe_environment, make_accelerator
 from manylora.training.loop import StepRecord, TrainingRun

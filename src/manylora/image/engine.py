@@ -191,7 +191,7 @@ class ImageEngine:
             self._scheduler.add(self._submitted.popleft())
         outputs = []
         for request in requests:
-            if request.lifecycle.state is RequestState.WAITING:
+            if request in self._scheduler.waiting:  # one that is just being submitted is not there yet
                 self._scheduler.remove(request)
             outputs.append(self._end(request, request.lifecycle.cancel()))
         # A batch runs on with the pictures that are left, and not at all for none.

@@ -41,6 +41,8 @@ class Picture:
         """Everything that makes the picture again, as JSON takes it; what plays no part is left out."""
         params = {name: value for name, value in asdict(self.params).items() if value is not None}
         params.pop("n")
+        if self.params.sampler != "lcm":
+            params.pop("original_steps")
         return {
             "prompt": self.prompt,
             **params,

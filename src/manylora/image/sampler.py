@@ -34,6 +34,10 @@ def timesteps_of(params: ImageParams, num_timesteps: int) -> tuple[int, ...]:
         if params.sampler == "lcm":
             strength = 1.0 if params.strength is None else params.strength
             steps, original = params.steps, params.original_steps
+            if original > num_timesteps:
+                raise RequestError(
+                    f"image parameter original_steps: expected at most the base's {num_timesteps}, got {original}"
+                )
             grid = lcm_timesteps(
                 steps, original_steps=original, num_timesteps=num_timesteps, strength=strength
             )

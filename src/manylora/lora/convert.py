@@ -35,7 +35,7 @@ def peek_adapter(path: str | Path, name: str | None = None) -> AdapterHeader:
         return peek_file(file, _name(path) if name is None else name)
 
 
-def load_adapter(path: str | Path, name: str | None = None) -> Adapter:
+def load_adapter(path: str | Path, name: str | None = None, *, validated: bool = True) -> Adapter:
     """Load an adapter of any format that is served.
 
     Args:
@@ -50,8 +50,8 @@ def load_adapter(path: str | Path, name: str | None = None) -> Adapter:
     with readable(path):
         file = _single_file(path)
         if file is None:
-            return load_peft(path, name)
-        return load_file(file, _name(path) if name is None else name)
+            return load_peft(path, name, validated=validated)
+        return load_file(file, _name(path) if name is None else name, validated=validated)
 
 
 def save_adapter(

@@ -79,12 +79,13 @@ def peek_peft(directory: str | Path, name: str | None = None) -> AdapterHeader:
     return _header(config, tensors, folder, folder.name if name is None else name)
 
 
-def load_peft(directory: str | Path, name: str | None = None) -> Adapter:
+def load_peft(directory: str | Path, name: str | None = None, *, validated: bool = True) -> Adapter:
     """Load an adapter. Tensors keep the dtype of the file; mixed dtypes become one that holds all exactly.
 
     Args:
         directory: a PEFT directory, or one of the two files in it.
         name: for messages; the directory's name by default.
+        validated: False leaves `Adapter.validate` to the caller.
 
     Raises:
         AdapterNotFoundError: there is no such directory.
@@ -104,7 +105,8 @@ def load_peft(directory: str | Path, name: str | None = None) -> Adapter:
     adapter = Adapter(
         spans.pairs(data), name=folder.name if name is None else name, base_model=config.base_model
     )
-    adapter.validate()
+    if validated:
+        adapter.validate()
     return adapter
 
 

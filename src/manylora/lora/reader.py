@@ -117,8 +117,10 @@ class Reader:
         with self._source_of(ref).open(ref.name, Found(ref.location, ref.version, ref.num_bytes)) as path:
             if self._limits.max_rank is not None:
                 self._limits.check_ranks(ref.name, peek_adapter(path).ranks)
-            adapter = load_adapter(path, name=ref.name)
+            adapter = load_adapter(path, name=ref.name, validated=False)
+        # Beside the checks of values: of all that a first token waits for, hashing takes longest.
         adapter.begin_identity(self._hashers, partial(self._note, ref))
+        adapter.validate()
         return adapter
 
     def _note(self, ref: AdapterRef, identity: AdapterId) -> None:

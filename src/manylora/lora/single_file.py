@@ -61,7 +61,7 @@ def peek_file(path: str | Path, name: str | None = None) -> AdapterHeader:
         return _read(file, path, name).header
 
 
-def load_file(path: str | Path, name: str | None = None) -> Adapter:
+def load_file(path: str | Path, name: str | None = None, *, validated: bool = True) -> Adapter:
     """Load an adapter. Tensors keep the dtype of the file; mixed dtypes become one that holds all exactly.
 
     A site without an alpha has alpha = rank, as kohya and diffusers take it.
@@ -69,6 +69,7 @@ def load_file(path: str | Path, name: str | None = None) -> Adapter:
     Args:
         path: a .safetensors file.
         name: for messages; the file's name by default.
+        validated: False leaves `Adapter.validate` to the caller.
 
     Raises:
         AdapterFormatError: the file is broken or holds what is not served; a value is NaN or Inf.
@@ -82,7 +83,8 @@ def load_file(path: str | Path, name: str | None = None) -> Adapter:
         for site, of in read.names.items()
     }
     adapter = Adapter(pairs, name=header.name, base_model=header.base_model)
-    adapter.validate()
+    if validated:
+        adapter.validate()
     return adapter
 
 

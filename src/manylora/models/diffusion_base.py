@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from hashlib import blake2b
 from pathlib import Path
 from threading import Lock
 from typing import Any, Literal
@@ -29,6 +28,7 @@ from manylora.diffusion import (
 from manylora.errors import ConfigError
 from manylora.models.device import usable_device
 from manylora.models.diffusion_parts import DiffusionParts, load_parts
+from manylora.models.fingerprint import weights_hash
 
 Kind = Literal["sd", "sdxl"]
 
@@ -240,11 +240,7 @@ class DiffusionBase(DiffusionParts):
 
     def content_hash(self) -> str:
         """Hex hash of the UNet's weights as loaded; what an adapter's file says it was made for."""
-        digest = blake2b(digest_size=16)
-        for name, tensor in sorted(self.unet.state_dict().items()):
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-            digest.update(tensor.detach().contiguous().view(-1).view(torch.uint8).numpy(force=True).data)
-        return digest.hexdigest()
+        return weights_hash(self.unet)
 
     def _sd_embeddings(self, prompts: Sequence[str]) -> Tensor:
         (tokenizer,), (encoder,) = self.tokenizers, self.text_encoders

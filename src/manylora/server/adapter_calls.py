@@ -52,8 +52,8 @@ class AdapterCalls:
     def names(self) -> list[str]:
         """All names, as the roots held them a few seconds ago at most: whoever asks often shall not make them list.
 
-        Those of a root that does not answer are as it held them when it last did. Only one caller waits for that: the
-        threads of these calls are few, and what the others ask for may be quick.
+        Those of a root that does not answer are as it held them when it last did. Only one caller waits for that, since
+        the threads of these calls are few; who asks meanwhile gets the names as they were last known.
         """
         if self._listing.acquire(blocking=False):
             try:

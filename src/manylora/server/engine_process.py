@@ -75,8 +75,8 @@ FLUSH_S = 5.0
 """Longest that the end waits for them."""
 
 NOT_NOW = (
-    "an adapter cannot be had now: its root does not answer, or what it sends cannot be stored; ask again later, "
-    "or see the server's log for the cause"
+    "an adapter cannot be had now: its root does not answer, its files cannot be read, or what is sent cannot be "
+    "stored; ask again later, or see the server's log for the cause"
 )
 """What clients are told of an AdapterUnavailableError."""
 

@@ -230,7 +230,8 @@ class Engine:
         """Keep what a name points at now in the pool until `unpin`, loading it if it is not there.
 
         Returns:
-            A future, done when the adapter is there; it has the error of one that cannot be read or never fits.
+            A future, done when the adapter is there; it has the error of one that cannot be read or never fits, or an
+            AdapterError if the pin is taken back before.
         Raises:
             AdapterNotFoundError: a name that the library does not hold.
         """

@@ -57,13 +57,12 @@ class LiveSequence:
     def extend(self, token: SampledToken) -> Output:
         """Take the token sampled for the sequence; the output has an event if it was the last."""
         lifecycle = self.sequence.lifecycle
+        if token.is_sound and self._guide is not None and self._guide.error:
+            # It failed when asked what may come, and left only the end to choose.
+            return self._out_of_form(self._guide)
         if token.token_id is None:
             error = _nothing_left if token.is_sound else _not_finite
             return self.end(lifecycle.fail(error(self.sequence.request)))
-        if self._guide is not None and self._guide.error:
-            return self._out_of_form(
-                self._guide
-            )  # it failed when asked what may come, and left only the end to choose
         update = self._stop.push(token.token_id)
         text, reason = update.text, update.finish_reason
         if self._guide is not None and reason is not FinishReason.STOP:

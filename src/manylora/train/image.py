@@ -11,6 +11,7 @@ from rich.console import Console
 
 from manylora.errors import DataError
 from manylora.models.diffusion_base import DiffusionBase, load_diffusion_base
+from manylora.models.fingerprint import diffusion_fingerprint
 from manylora.train.image_config import ImageTrainConfig
 from manylora.train.image_encoded import NO_CAPTION, EncodedPictures, encode_pictures, split_by_content
 from manylora.train.image_look import Look
@@ -18,7 +19,6 @@ from manylora.train.image_model import ImageStudent, step_losses
 from manylora.train.image_output import DTYPES, MARKS, write_adapter
 from manylora.train.plan import loop_config, num_steps, steps_per_epoch
 from manylora.train.text_output import command_line
-from manylora.training.base import diffusion_fingerprint
 from manylora.training.disk import disk_errors
 from manylora.training.hardware import describe_environment, make_accelerator
 from manylora.training.loop import TrainingRun
@@ -86,13 +86,13 @@ def train_image(config: ImageTrainConfig, console: Console | None = None) -> Ima
     """
     console = console or Console(stderr=True)
     refuse_to_replace(config.out, "adapter", MARKS)
-    accelerator = make_accelerator(config.device, config.precision)
-    base = load_diffusion_base(config.model, device=accelerator.device)
-    size = config.size or base.default_size
-    base.latent_shape(size, size)  # refuses a size that the UNet cannot take, before anything is encoded
-    # Of the base's own weights: afterwards PEFT's layers stand among them.
-    known = {"base_hash": base.content_hash(), "size": size, **diffusion_fingerprint(base)}
     with disk_errors(config.run_folder, config.out), sole_run(config.run_folder):
+        accelerator = make_accelerator(config.device, config.precision)
+        base = load_diffusion_base(config.model, device=accelerator.device)
+        size = config.size or base.default_size
+        base.latent_shape(size, size)  # refuses a size that the UNet cannot take, before anything is encoded
+        # Of the base's own weights: afterwards PEFT's layers stand among them.
+        known = {"base_hash": base.content_hash(), "size": size, **diffusion_fingerprint(base)}
         data = _load_data(config, base, size, console)
         return _train(ImageStudent(base, config, accelerator), data, known, console)
 

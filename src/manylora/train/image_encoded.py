@@ -26,10 +26,10 @@ from torch import Tensor
 
 from manylora.errors import DataError, TrainingError
 from manylora.models.diffusion_base import Condition, DiffusionBase
+from manylora.models.fingerprint import encoders_hash
 from manylora.train.image_files import PictureFile, read_picture_files
 from manylora.train.image_pixels import decode
 from manylora.training.aside import directory_aside
-from manylora.training.base import encoders_hash
 
 NO_CAPTION = 0
 """The row of the conditions that is no prompt at all."""

@@ -8,13 +8,13 @@ from typing import Any
 from rich.console import Console
 
 from manylora.errors import DataError
+from manylora.models.fingerprint import weights_hash
 from manylora.train.plan import loop_config, num_steps, steps_per_epoch
 from manylora.train.text_config import TextTrainConfig
 from manylora.train.text_data import Dataset, plan_batches, tokenize_rows
 from manylora.train.text_model import TextStudent, load_base, step_losses
 from manylora.train.text_output import CONFIG_FILE, command_line, write_adapter
 from manylora.train.text_rows import Row, content_hash, read_rows, split_rows
-from manylora.training.base import weights_hash
 from manylora.training.disk import disk_errors
 from manylora.training.hardware import describe_environment, make_accelerator
 from manylora.training.loop import TrainingRun

@@ -27,7 +27,12 @@ def directory_aside(target: Path) -> Iterator[Path]:
         # A folder cannot be renamed over a full one. Between the two renames the target is absent, never broken.
         if target.exists():
             target.rename(old)
-        aside.rename(target)
+        try:
+            aside.rename(target)
+        except BaseException:
+            if old.exists():
+                old.rename(target)
+            raise
         _flush_to_disk(target.parent)
         shutil.rmtree(old, ignore_errors=True)
     finally:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from manylora.bench.settings import DTYPES
 from manylora.errors import ConfigError
+from manylora.text.config import ADAPTER_DTYPES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +33,9 @@ class FirstTokenConfig:
     dtype: str = "float32"
     """Of the base weights and of KV; adapters are bfloat16. int8: of the base's products; all else float32."""
 
+    adapter_dtype: str = "auto"
+    """As the engine's: auto leaves adapters in bfloat16, int8 rounds them as they are laid out."""
+
     threads: int = 0
     """0: one for each core that this process may use."""
 
@@ -53,8 +57,9 @@ class FirstTokenConfig:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.threads < 0:
             raise ConfigError(f"threads must be at least 0, got {self.threads}")
-        if self.dtype not in DTYPES:
-            raise ConfigError(f"unknown dtype '{self.dtype}'; known: {', '.join(DTYPES)}")
+        for name, known in (("dtype", DTYPES), ("adapter_dtype", ADAPTER_DTYPES)):
+            if getattr(self, name) not in known:
+                raise ConfigError(f"unknown {name} '{getattr(self, name)}'; known: {', '.join(known)}")
 
     @property
     def num_threads(self) -> int:

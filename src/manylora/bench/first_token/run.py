@@ -176,7 +176,9 @@ def _engine(model: Llama, config: FirstTokenConfig, report: Report) -> Iterator[
     with TemporaryDirectory(prefix="manylora-first-token-") as folder:
         report(f"writing {num_adapters} adapters")
         write_adapters(Path(folder), base_sites(model.config), num_adapters, [config.rank], config.seed)
-        engine_config = EngineConfig(pool_bytes=pool_bytes, prefix_caching=False)
+        engine_config = EngineConfig(
+            pool_bytes=pool_bytes, prefix_caching=False, adapter_dtype=config.adapter_dtype
+        )
         with torch.inference_mode(), Engine(model, None, Library(folder), engine_config) as engine:
             engine.warm_up()
             gc.collect()

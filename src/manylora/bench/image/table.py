@@ -36,7 +36,7 @@ from manylora.errors import ConfigError
 from manylora.lora.library import Library
 from manylora.lora.mixture import Mixture
 from manylora.models.diffusion_base import DiffusionBase, load_diffusion_base
-from manylora.training.base import diffusion_fingerprint
+from manylora.models.fingerprint import diffusion_fingerprint
 
 OnProgress = Callable[[str, int], None]
 """(row, pictures done)."""

@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from manylora.models.diffusion_base import load_diffusion_base
+from manylora.models.fingerprint import diffusion_fingerprint, weights_hash
 from manylora.models.tiny_diffusion import tiny_sdxl
-from manylora.training.base import diffusion_fingerprint, weights_hash
 
 
 def shift_weights(file: Path) -> None:

@@ -1,29 +1,17 @@
 """What a base is known by, so that no run goes on with another one that lies in its place. Knows no file."""
 
+from __future__ import annotations
+
 import hashlib
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from manylora.diffusion import NoiseSchedule, Prediction
+if TYPE_CHECKING:
+    from manylora.models.diffusion_base import DiffusionBase
 
 _LATENT_SCALE = ("scaling_factor", "shift_factor", "latents_mean", "latents_std")
-
-
-class DiffusionBase(Protocol):
-    """What is asked here of manylora.models' DiffusionBase."""
-
-    @property
-    def vae(self) -> Any: ...
-    @property
-    def text_encoders(self) -> tuple[Any, ...]: ...
-    @property
-    def schedule(self) -> NoiseSchedule: ...
-    @property
-    def prediction(self) -> Prediction: ...
-    @property
-    def empty_is_zero(self) -> bool: ...
 
 
 def diffusion_fingerprint(base: DiffusionBase) -> dict[str, Any]:
