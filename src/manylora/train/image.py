@@ -90,7 +90,9 @@ def train_image(config: ImageTrainConfig, console: Console | None = None) -> Ima
         accelerator = make_accelerator(config.device, config.precision)
         base = load_diffusion_base(config.model, device=accelerator.device)
         size = config.size or base.default_size
-        base.latent_shape(size, size)  # refuses a size that the UNet cannot take, before anything is encoded
+        base.latent_shape(
+            size, size
+        )  # refuses a size that the UNet cannot take, before anything is encoded
         # Of the base's own weights: afterwards PEFT's layers stand among them.
         known = {"base_hash": base.content_hash(), "size": size, **diffusion_fingerprint(base)}
         data = _load_data(config, base, size, console)
