@@ -62,5 +62,10 @@ class FirstTokenConfig:
                 raise ConfigError(f"unknown {name} '{getattr(self, name)}'; known: {', '.join(known)}")
 
     @property
+    def row_dtype(self) -> str:
+        """Of adapters in the pool."""
+        return "bfloat16" if self.adapter_dtype == "auto" else self.adapter_dtype
+
+    @property
     def num_threads(self) -> int:
         return self.threads or len(os.sched_getaffinity(0))

@@ -124,7 +124,7 @@ def run(config: FirstTokenConfig, report: Report = lambda _: None) -> FirstToken
         warm=warm,
         p50_ratio=cold.p50_s / warm.p50_s,
         p99_ratio=cold.p99_s / warm.p99_s,
-        adapter_bytes=adapter_bytes(model.config, config.rank),
+        adapter_bytes=adapter_bytes(model.config, config.rank, config.row_dtype),
         adapter_loads=after.adapter_loads - before.adapter_loads,
         adapter_evictions=after.adapter_evictions - before.adapter_evictions,
         commit=revision.commit,
@@ -172,7 +172,9 @@ def _engine(model: Llama, config: FirstTokenConfig, report: Report) -> Iterator[
     pool_bytes = config.in_pool * adapter_room(model, config.rank)
     pool_bytes += sequence_room(model, config.prompt_tokens + 1)
     # So many cannot be in the pool at a time, however well they are packed.
-    num_adapters = pool_bytes // adapter_bytes(model.config, config.rank) + 1 + config.samples
+    num_adapters = (
+        pool_bytes // adapter_bytes(model.config, config.rank, config.row_dtype) + 1 + config.samples
+    )
     with TemporaryDirectory(prefix="manylora-first-token-") as folder:
         report(f"writing {num_adapters} adapters")
         write_adapters(Path(folder), base_sites(model.config), num_adapters, [config.rank], config.seed)
