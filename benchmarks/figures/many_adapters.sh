@@ -5,6 +5,7 @@
 set -eu
 MODEL=${MODEL:-smollm2-135m-instruct}
 for adapters in 1 200 2000; do
+    sleep 30 # the system still clears the memory that a process before gave back, and the bench wants an idle machine
     manylora bench text --model "$MODEL" --adapters "$adapters" --rank 8 --requests 384 --prompt-tokens 64 \
         --output-tokens 64 --threads 2 --distribution uniform --pool-bytes 2200000000 "$@"
 done
