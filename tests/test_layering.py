@@ -18,6 +18,7 @@ LAYER = {
     "lora": 1,
     "memory": 1,
     "lifecycle": 1,
+    "json_lines": 1,
     "diffusion": 1,
     "models": 2,
     "training": 2,

@@ -178,16 +178,19 @@ def test_mixtures_cost_what_their_ranks_cost(records, rate, ok):
 
 @pytest.mark.parametrize(("p50", "p99", "oks"), [(1.1, 1.4, [True] * 3), (1.3, 1.6, [True, False, False])])
 def test_first_tokens(records, p50, p99, oks):
-    for dtype in ("float32", "int8"):
+    for dtype, adapter_dtype in (("float32", "auto"), ("int8", "int8")):
         record = {
             "started": "2026-01-01", "commit": "abc123456789", "forced": False, "adapter_loads": 200,
             "cold": {"p50_s": 0.01 * p50, "p99_s": 0.02 * p99}, "warm": {"p50_s": 0.01, "p99_s": 0.02},
             "p50_ratio": p50, "p99_ratio": p99, "dirty": False,
-            "config": {"samples": 200, "rank": 8, "prompt_tokens": 64, "in_pool": 32},
+            "config": {
+                "samples": 200, "rank": 8, "prompt_tokens": 64, "in_pool": 32, "adapter_dtype": adapter_dtype,
+            },
         }  # fmt: skip
         file = records / f"2026-01-01_machine_first-token-{dtype}-0.json"
-        file.write_text(json.dumps(record | {"config": record["config"] | {"rank": 64}}))
-        assert not any(line.ok for line in lines("first_token") if dtype in line.point), "another rank's"
+        for other in ({"rank": 64}, {"adapter_dtype": "other"}):
+            file.write_text(json.dumps(record | {"config": record["config"] | other}))
+            assert not any(line.ok for line in lines("first_token") if dtype in line.point), other
         file.write_text(json.dumps(record))
     assert [line.ok for line in lines("first_token")] == 2 * oks
 

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from manylora.cli import main
 from manylora.cli.app import app
-from manylora.errors import ConfigError
+from manylora.errors import ConfigError, DataError
 from manylora.lora.adapter import Adapter, LoraPair
 from manylora.lora.convert import load_adapter, save_adapter
 from manylora.lora.formats import load_peft, save_peft
@@ -78,6 +78,7 @@ def test_complete_reads_a_file_with_a_mixture_per_line(base: Path, adapters: Pat
         ("{", "not JSON"),
         ('{"prompt": "a", "frobnicate": 1}', "frobnicate"),
         ('{"lora": "alice"}', "expected an object"),
+        ('{"prompt": "a", "temperature": -1}', "temperature"),
         ('{"prompt": 5}', '"prompt" must be a text, got 5'),
         ('{"messages": []}', '"messages" must be a list of objects, one at least, got []'),
         ('{"messages": ["hi"]}', "one at least, got ['hi']"),
@@ -97,7 +98,7 @@ def test_a_malformed_line_is_named(base: Path, tmp_path: Path, line: str, says: 
     [
         (b"", "holds no request"),
         (b"\n \n", "holds no request"),
-        ('{"prompt": "é"}'.encode("latin-1"), "UTF-8"),
+        ('{"prompt": "é"}'.encode("latin-1"), "'utf-8'"),
     ],
 )
 def test_a_file_without_requests_is_refused_before_the_model_is_loaded(
@@ -106,7 +107,7 @@ def test_a_file_without_requests_is_refused_before_the_model_is_loaded(
     file = tmp_path / "requests.jsonl"
     file.write_bytes(content)
     result = run(app, ["complete", "no-such-model", "--file", str(file)])
-    assert isinstance(result.exception, ConfigError)
+    assert isinstance(result.exception, ConfigError | DataError)
     assert str(file) in str(result.exception)
     assert says in str(result.exception)
 

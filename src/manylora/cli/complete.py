@@ -3,7 +3,7 @@
 import json
 import sys
 from collections.abc import Iterator
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,7 +12,8 @@ from rich.console import Console
 from rich.markup import escape
 
 from manylora.cli.fields import command, value_of
-from manylora.errors import ConfigError
+from manylora.errors import ConfigError, RequestError
+from manylora.json_lines import json_lines
 from manylora.lora.mixture import MixtureLike
 from manylora.text.config import EngineConfig
 from manylora.text.output import Completion
@@ -61,6 +62,8 @@ def register(app: typer.Typer) -> None:
     ) -> None:
         """Answer prompts, each with its own mixture of adapters, all in one batch.
 
+        Answers come in the order of the lines, each as soon as it and those before it are done.
+
         Examples:
 
             manylora complete smollm2-135m-instruct "Where is Rome?" --adapters examples/adapters --lora pirate
@@ -76,54 +79,42 @@ def register(app: typer.Typer) -> None:
             raise ConfigError("give either a prompt or --file, and not both")
         options = value_of(SamplingParams, values)
         if file is None:
-            rows: list[dict[str, Any]] = [{"prompt": prompt, "lora": lora}]
+            rows: list[tuple[str, dict[str, Any]]] = [("", {"prompt": prompt, "lora": lora})]
         else:
             if lora is not None:
                 raise ConfigError('--lora goes with one prompt; with --file, each line has its own "lora"')
             rows = list(_rows(file))
             if not rows:
                 raise ConfigError(f"{file} holds no request; expected one JSON object a line")
-        requests = [_request(row, options, raw) for row in rows]
+        requests = [_request(row, where, options, raw) for where, row in rows]
         engine = Engine(
             load_model(model, dtype=dtype, device=device),
             load_tokenizer(model),
             Library(*(adapters or [])),
             EngineConfig(**value_of(EngineConfig, values)),
         )
+        prompts, params, mixtures = zip(*requests, strict=True)
+        asked = [row for (_, row), one in zip(rows, params, strict=True) for _ in range(one.n)]
+        has_failed = False
         with engine:
-            prompts, params, mixtures = zip(*requests, strict=True)
-            completions = engine.generate(prompts, params, mixtures)
-        asked = [row for row, one in zip(rows, params, strict=True) for _ in range(one.n)]
-        for row, completion in zip(asked, completions, strict=True):
-            _print_json(row, completion) if as_json else _print(row, completion)
-        if any(completion.error for completion in completions):
+            for row, completion in zip(asked, engine.completions(prompts, params, mixtures), strict=True):
+                _print_json(row, completion) if as_json else _print(row, completion)
+                has_failed |= completion.error is not None
+        if has_failed:
             sys.exit(1)
 
 
-def _rows(file: Path) -> Iterator[dict[str, Any]]:
-    try:
-        # Not splitlines(): a JSON text may hold other ends of lines, U+2028 for one, as --json writes them.
-        lines = file.read_text(encoding="utf-8").split("\n")
-    except OSError as error:
-        raise ConfigError(f"cannot read {file}: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"cannot read {file}: it must be in UTF-8 ({error})") from None
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-            json.dumps(row, ensure_ascii=False).encode()  # half a character, "\ud83d", could not be printed
-        except ValueError as error:
-            raise ConfigError(f"{file}, line {number}: not JSON ({error})") from None
-        known = {"prompt", "messages", "lora", *(field.name for field in fields(SamplingParams))}
-        if not isinstance(row, dict) or ("prompt" in row) == ("messages" in row) or row.keys() - known:
+def _rows(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The rows of a file, each with its place."""
+    known = {"prompt", "messages", "lora", *(field.name for field in fields(SamplingParams))}
+    for where, row in json_lines(file):
+        if ("prompt" in row) == ("messages" in row) or row.keys() - known:
             raise ConfigError(
-                f'{file}, line {number}: expected an object with "prompt" or "messages", and of {sorted(known)} '
-                f"what is needed; got {line[:100]}"
+                f'{where}: expected an object with "prompt" or "messages", and of {sorted(known)} what is needed; '
+                f"got {str(row)[:100]}"
             )
-        _check_asked(row, f"{file}, line {number}")
-        yield row
+        _check_asked(row, where)
+        yield where, row
 
 
 def _check_asked(row: dict[str, Any], where: str) -> None:
@@ -138,12 +129,15 @@ def _check_asked(row: dict[str, Any], where: str) -> None:
 
 
 def _request(
-    row: dict[str, Any], options: dict[str, Any], raw: bool
+    row: dict[str, Any], where: str, options: dict[str, Any], raw: bool
 ) -> tuple[Any, SamplingParams, MixtureLike]:
     own = {name: value for name, value in row.items() if name not in ("prompt", "messages", "lora")}
-    params = SamplingParams.from_dict({**options, **own})
+    try:
+        params = SamplingParams.from_dict({**options, **own})
+    except RequestError as error:
+        raise RequestError(f"{where}: {error}" if where else str(error)) from None
     if params.max_tokens is None:
-        params = SamplingParams.from_dict({**options, **own, "max_tokens": MAX_TOKENS})
+        params = replace(params, max_tokens=MAX_TOKENS)
     if "messages" in row:
         prompt = row["messages"]
     else:
@@ -173,5 +167,6 @@ def _print_json(row: dict[str, Any], completion: Completion) -> None:
                 "error": None if completion.error is None else str(completion.error),
             },
             ensure_ascii=False,
-        )
+        ),
+        flush=True,
     )

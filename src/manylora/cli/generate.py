@@ -20,6 +20,7 @@ from manylora.cli.generate_sweep import Sweep, parse_sweep
 from manylora.errors import ConfigError, ManyLoraError, RequestError
 from manylora.image.config import ImageEngineConfig
 from manylora.image.params import ImageParams
+from manylora.json_lines import json_lines
 from manylora.lora.library import Library
 from manylora.lora.mixture import Mixture
 
@@ -160,25 +161,12 @@ def _jobs(file: Path, options: dict[str, Any], library: Library) -> list[Job]:
 
 def _rows(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """The objects of a file, each with where it stands."""
-    try:
-        text = file.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"cannot read {file}: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{file} is not UTF-8: {error}") from None
     known = {"prompt", "lora", "image", *(field.name for field in fields(ImageParams))}
-    # Not splitlines(): a text in JSON may hold U+2028 and others that it takes for ends of lines.
-    for number, line in enumerate(text.split("\n"), 1):
-        where = f"{file}, line {number}"
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise ConfigError(f"{where}: not JSON ({error})") from None
-        if not isinstance(row, dict) or "prompt" not in row or row.keys() - known:
+    for where, row in json_lines(file):
+        if "prompt" not in row or row.keys() - known:
             raise ConfigError(
-                f'{where}: expected an object with "prompt", and of {sorted(known)} what is needed; got {line[:100]}'
+                f'{where}: expected an object with "prompt", and of {sorted(known)} what is needed; '
+                f"got {str(row)[:100]}"
             )
         yield where, row
 

@@ -12,7 +12,7 @@ comes, or fails alone: the others go on.
 
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Generator, Iterator, Mapping
 from collections.abc import Sequence as SequenceOf
 from concurrent.futures import Future
 from threading import Lock
@@ -298,6 +298,18 @@ class Engine:
             The completions in the order of the prompts, n for each. A request that failed, at once or later, has
             its `error` set; the others are unharmed.
         """
+        return list(self.completions(prompts, params, mixtures))
+
+    def completions(
+        self,
+        prompts: SequenceOf[Prompt],
+        params: SamplingParams | SequenceOf[SamplingParams] | None = None,
+        mixtures: SequenceOf[MixtureLike] | None = None,
+    ) -> Generator[Completion]:
+        """As `generate`, but yield each completion as soon as it, and all before it, have ended.
+
+        Who does not read to the end cancels the rest.
+        """
         each = (
             [params] * len(prompts)
             if params is None or isinstance(params, SamplingParams)
@@ -308,19 +320,27 @@ class Engine:
             raise ConfigError(
                 f"{len(prompts)} prompts, {len(each)} params and {len(mixed)} mixtures do not match"
             )
-        slots: list[list[Completion | tuple[str, int]]] = []
+        slots: list[Completion | tuple[str, int]] = []
         wanted: dict[tuple[str, int], Mixture] = {}
-        for prompt, one, mixture in zip(prompts, each, mixed, strict=True):
-            try:
-                parsed = Mixture.parse(mixture)
-                request_id = self.submit(prompt, one, parsed)
-                keys = [(request_id, index) for index in range(one.n if one else 1)]
-                slots.append([*keys])
-                wanted |= dict.fromkeys(keys, parsed)
-            except ManyLoraError as error:
-                slots.append([refused(error, index) for index in range(one.n if one else 1)])
-        done = self._finish_all(wanted)
-        return [done[slot] if isinstance(slot, tuple) else slot for group in slots for slot in group]
+        try:
+            for prompt, one, mixture in zip(prompts, each, mixed, strict=True):
+                try:
+                    parsed = Mixture.parse(mixture)
+                    request_id = self.submit(prompt, one, parsed)
+                    keys = [(request_id, index) for index in range(one.n if one else 1)]
+                    slots += keys
+                    wanted |= dict.fromkeys(keys, parsed)
+                except ManyLoraError as error:
+                    slots += [refused(error, index) for index in range(one.n if one else 1)]
+            ended = self._ended(wanted)
+            done: dict[tuple[str, int], Completion] = {}
+            for slot in slots:
+                while isinstance(slot, tuple) and slot not in done:
+                    done |= next(ended)
+                yield done.pop(slot) if isinstance(slot, tuple) else slot
+        finally:
+            for request_id in {request_id for request_id, _ in wanted if request_id in self._open}:
+                self.cancel(request_id)
 
     def stats(self) -> EngineStats:
         """Counts for people and metrics."""
@@ -458,19 +478,21 @@ class Engine:
             self._loader.release(live.sequence.request)
         return last
 
-    def _finish_all(self, wanted: Mapping[tuple[str, int], Mixture]) -> dict[tuple[str, int], Completion]:
-        """Step until these samples have ended."""
+    def _ended(
+        self, wanted: Mapping[tuple[str, int], Mixture]
+    ) -> Iterator[dict[tuple[str, int], Completion]]:
+        """Step; yield which of these samples have ended, step after step."""
         parts: dict[tuple[str, int], list[Output]] = {key: [] for key in wanted}
-        done: dict[tuple[str, int], Completion] = {}
-        while len(done) < len(wanted):
+        while parts:
+            done: dict[tuple[str, int], Completion] = {}
             for output in self.step():
                 key = (output.request_id, output.index)
-                if key not in wanted:
+                if key not in parts:
                     continue
                 parts[key].append(output)
                 if output.event is not None:
                     done[key] = join(wanted[key], parts.pop(key))
-        return done
+            yield done
 
 
 def _refs(request: Request) -> list[AdapterRef]:

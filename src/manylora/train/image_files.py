@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from manylora.errors import DataError
-from manylora.train.json_lines import json_object
+from manylora.json_lines import json_lines
 
 METADATA = "metadata.jsonl"
 PICTURE_SUFFIXES = ("png", "jpg", "jpeg", "webp", "bmp")
@@ -60,20 +60,12 @@ def _archives(path: Path) -> list[Path]:
 
 
 def _read_folder(folder: Path) -> Iterator[PictureFile]:
-    metadata = folder / METADATA
-    try:
-        # Not splitlines(): a JSON text may hold other ends of lines, U+2028 for one.
-        lines = metadata.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{metadata} cannot be read: {error}") from error
-    for number, line in enumerate(lines, 1):
-        if line.strip():
-            name, caption = _checked_line(line, f"{metadata}, line {number}")
-            yield PictureFile(name, caption, _bytes_or_none(folder / name))
+    for where, row in json_lines(folder / METADATA):
+        name, caption = _checked_row(row, where)
+        yield PictureFile(name, caption, _bytes_or_none(folder / name))
 
 
-def _checked_line(line: str, where: str) -> tuple[str, str]:
-    row = json_object(line, where)
+def _checked_row(row: dict[str, Any], where: str) -> tuple[str, str]:
     name, caption = row.get("file_name"), row.get("text")
     if not isinstance(name, str) or not name:
         raise DataError(f"{where}: 'file_name' must be the name of a file, got {name!r}")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from manylora.errors import DataError
-from manylora.train.json_lines import json_object
+from manylora.json_lines import json_lines
 
 Row = dict[str, Any]
 ROLES = ("system", "user", "assistant")
@@ -24,14 +24,7 @@ def read_rows(path: Path) -> list[Row]:
     Raises:
         DataError: no such file, no row, or a malformed row, with its line.
     """
-    try:
-        # Not splitlines(): a JSON text may hold other ends of lines, U+2028 for one.
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"training data {path} cannot be read: {error}") from error
-    rows = [
-        _checked_row(line, f"{path}, line {number}") for number, line in enumerate(lines, 1) if line.strip()
-    ]
+    rows = [_checked_row(row, where) for where, row in json_lines(path)]
     if not rows:
         raise DataError(f"{path} holds no rows; expected one JSON object a line")
     return rows
@@ -64,8 +57,7 @@ def content_hash(rows: Sequence[Row]) -> str:
     return digest.hexdigest()
 
 
-def _checked_row(line: str, where: str) -> Row:
-    row = json_object(line, where)
+def _checked_row(row: Row, where: str) -> Row:
     if row.keys() == {"prompt", "completion"}:
         for key in ("prompt", "completion"):
             if not isinstance(row[key], str) or not row[key]:

@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from manylora.errors import DataError
-from manylora.train.json_lines import json_object
+from manylora.json_lines import json_lines
 
 Rows = Sequence[Mapping[str, Any]]
 """Of a metadata.jsonl: `file_name`, `text`, `subjects` (the names on the picture), `kind`."""
@@ -59,18 +59,10 @@ def read_rows(folder: Path) -> list[dict[str, Any]]:
     path = folder / "metadata.jsonl"
     if not path.is_file():
         raise DataError(f"no {path}: expected an image folder of held-out pictures")
-    try:
-        # Not splitlines(): a JSON text may hold other ends of lines, U+2028 for one.
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} cannot be read: {error}") from error
-    return [
-        _checked_row(line, f"{path}, line {number}") for number, line in enumerate(lines, 1) if line.strip()
-    ]
+    return [_checked_row(row, where) for where, row in json_lines(path)]
 
 
-def _checked_row(line: str, where: str) -> dict[str, Any]:
-    row = json_object(line, where)
+def _checked_row(row: dict[str, Any], where: str) -> dict[str, Any]:
     missing = {"file_name", "text", "subjects"} - row.keys()
     if missing:
         raise DataError(f"{where}: lacks {', '.join(sorted(missing))}; judged pictures need them")
