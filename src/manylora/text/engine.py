@@ -12,7 +12,7 @@ comes, or fails alone: the others go on.
 
 import time
 from collections import deque
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator
 from collections.abc import Sequence as SequenceOf
 from concurrent.futures import Future
 from threading import Lock
@@ -22,12 +22,12 @@ from typing import Any
 import torch
 from torch.profiler import record_function
 
-from manylora.errors import CapacityError, ConfigError, ManyLoraError, OverloadedError, RequestError
+from manylora.errors import CapacityError, OverloadedError, RequestError
 from manylora.kernels import KvLayout
 from manylora.lora.adapter import AdapterId
 from manylora.lora.fit import check_fits
 from manylora.lora.library import Library
-from manylora.lora.mixture import Mixture, MixtureLike
+from manylora.lora.mixture import MixtureLike
 from manylora.lora.reader import AdapterRef
 from manylora.models.adapter_pages import AdapterPages
 from manylora.models.llama import Llama
@@ -41,7 +41,8 @@ from manylora.text.guide import Guide, Guides
 from manylora.text.intake import Intake, Prompt
 from manylora.text.live import LiveSequence
 from manylora.text.loader import AdapterLoader
-from manylora.text.output import Completion, Output, join, refused
+from manylora.text.offline import completions
+from manylora.text.output import Completion, Output
 from manylora.text.pace import retry_after_s
 from manylora.text.params import SamplingParams
 from manylora.text.policy import FirstComeFirstServed, Policy
@@ -310,37 +311,7 @@ class Engine:
 
         Who does not read to the end cancels the rest.
         """
-        each = (
-            [params] * len(prompts)
-            if params is None or isinstance(params, SamplingParams)
-            else list(params)
-        )
-        mixed = [None] * len(prompts) if mixtures is None else list(mixtures)
-        if not len(prompts) == len(each) == len(mixed):
-            raise ConfigError(
-                f"{len(prompts)} prompts, {len(each)} params and {len(mixed)} mixtures do not match"
-            )
-        slots: list[Completion | tuple[str, int]] = []
-        wanted: dict[tuple[str, int], Mixture] = {}
-        try:
-            for prompt, one, mixture in zip(prompts, each, mixed, strict=True):
-                try:
-                    parsed = Mixture.parse(mixture)
-                    request_id = self.submit(prompt, one, parsed)
-                    keys = [(request_id, index) for index in range(one.n if one else 1)]
-                    slots += keys
-                    wanted |= dict.fromkeys(keys, parsed)
-                except ManyLoraError as error:
-                    slots += [refused(error, index) for index in range(one.n if one else 1)]
-            ended = self._ended(wanted)
-            done: dict[tuple[str, int], Completion] = {}
-            for slot in slots:
-                while isinstance(slot, tuple) and slot not in done:
-                    done |= next(ended)
-                yield done.pop(slot) if isinstance(slot, tuple) else slot
-        finally:
-            for request_id in {request_id for request_id, _ in wanted if request_id in self._open}:
-                self.cancel(request_id)
+        return completions(self, prompts, params, mixtures)
 
     def stats(self) -> EngineStats:
         """Counts for people and metrics."""
@@ -477,22 +448,6 @@ class Engine:
             del self._open[request_id]
             self._loader.release(live.sequence.request)
         return last
-
-    def _ended(
-        self, wanted: Mapping[tuple[str, int], Mixture]
-    ) -> Iterator[dict[tuple[str, int], Completion]]:
-        """Step; yield which of these samples have ended, step after step."""
-        parts: dict[tuple[str, int], list[Output]] = {key: [] for key in wanted}
-        while parts:
-            done: dict[tuple[str, int], Completion] = {}
-            for output in self.step():
-                key = (output.request_id, output.index)
-                if key not in parts:
-                    continue
-                parts[key].append(output)
-                if output.event is not None:
-                    done[key] = join(wanted[key], parts.pop(key))
-            yield done
 
 
 def _refs(request: Request) -> list[AdapterRef]:
