@@ -256,9 +256,8 @@ def test_a_killed_run_ends_with_the_same_bits(base_folders: dict[str, Path], tmp
     )
 
 
-def test_the_teachers_way_is_kept(
-    base_folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def counted_teacher_ends(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """A list that grows with each time that the teacher's whole way is walked."""
     asked: list[int] = []
     solve = Sampling.teacher_end
 
@@ -267,6 +266,13 @@ def test_the_teachers_way_is_kept(
         return solve(*given)
 
     monkeypatch.setattr(Sampling, "teacher_end", counted)
+    return asked
+
+
+def test_the_teachers_way_is_kept(
+    base_folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = counted_teacher_ends(monkeypatch)
     config = tiny_config(base_folders["sd"], tmp_path, num_steps=2)
     first = run(config)
     again = run(config)
@@ -309,14 +315,7 @@ def test_a_run_of_another_base_or_setting_is_not_continued(
 def test_a_run_is_not_continued_with_other_encoders_or_another_noise_schedule(
     base_folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str
 ) -> None:
-    asked: list[int] = []
-    solve = Sampling.teacher_end
-
-    def counted(*given: Any) -> Tensor:
-        asked.append(1)
-        return solve(*given)
-
-    monkeypatch.setattr(Sampling, "teacher_end", counted)
+    asked = counted_teacher_ends(monkeypatch)
     base = shutil.copytree(base_folders["sd"], tmp_path / "base")
     config = tiny_config(base, tmp_path, num_steps=2)
     run(config)
