@@ -24,7 +24,8 @@ class Ahead {
     lines_a_step_ = steps > 0 ? (lines + steps - 1) / steps : 0;
   }
 
-  void step() {
+  // Called between vectors that are kept in registers, all of which a call would put into memory and take back.
+  [[gnu::always_inline]] void step() {
     if (left_ == 0) return;
     const int64_t lines = (bytes_ - at_ + kLine - 1) / kLine < lines_a_step_ ? (bytes_ - at_ + kLine - 1) / kLine : lines_a_step_;
     for (int64_t i = 0; i < lines; i++) __builtin_prefetch(row_ + at_ + i * kLine, 0, 2);

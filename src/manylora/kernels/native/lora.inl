@@ -18,6 +18,7 @@ namespace manylora::MANYLORA_ISA {
 
 constexpr int kRankBlock = 16;   // rank rows that are multiplied together: with a row of x they stay in the first cache
 constexpr int kEntryBlock = 32;  // entries of a task: a long prompt is shared among threads
+constexpr int kTogether = 4;     // entries that share a pass over the rank rows
 constexpr int kAllRankRows = 1 << 30;
 
 template <class T>
@@ -47,6 +48,14 @@ static Ahead rows_ahead(const RankRows& table, int64_t first, int64_t last, int6
   return {table.pages + begin + skipped, row_bytes(dtype, end) - skipped, stride, count};
 }
 
+// Columns from..end of x, or y, for the next entries, if their rows follow one another.
+static Ahead entries_ahead(Rows x, const int32_t* rows, int count, int64_t from, int64_t end) {
+  if (count < kTogether || rows[kTogether - 1] != rows[0] + kTogether - 1) return {};
+  constexpr int64_t kSize = sizeof(float);
+  return {reinterpret_cast<const uint8_t*>(x.data + rows[0] * x.stride + from), (end - from) * kSize, x.stride * kSize,
+          kTogether};
+}
+
 // Calls work with a null pointer to the type that the rank rows of segment s are stored in.
 template <class Work>
 static inline void with_dtype(const Segments& segments, int64_t s, const Work& work) {
@@ -58,14 +67,14 @@ static inline void with_dtype(const Segments& segments, int64_t s, const Work& w
   }
 }
 
-// Calls work with what as many entries share a pass over the rank rows: up to four, a constant.
+// Calls work with how many entries share a pass over the rank rows: up to kTogether, a constant.
 template <class Work>
 static inline void with_count(int count, const Work& work) {
   switch (count) {
     case 1: return work(std::integral_constant<int, 1>());
     case 2: return work(std::integral_constant<int, 2>());
     case 3: return work(std::integral_constant<int, 3>());
-    default: return work(std::integral_constant<int, 4>());
+    default: return work(std::integral_constant<int, kTogether>());
   }
 }
 
@@ -132,25 +141,28 @@ static const float* arranged_rows(Rows x, int64_t width, int64_t padded, const i
   return memory.data();
 }
 
-// h[e] = x[e] . rank rows first..last, for some entries of a segment.
+// h[e] = x[e] . rank rows first..last, for some entries of a segment. A few entries at a time, whose rows of x stay in the
+// first cache from one block of rank rows to the next.
 template <class T>
 static void shrink_entries(Rows x, int64_t width, const RankRows& table, int64_t first, int64_t last,
                            const int32_t* rows, int count, float* h, int64_t h_stride, DType dtype, Ahead then) {
   const int64_t padded = (width + 2 * kLanes - 1) / (2 * kLanes) * (2 * kLanes);
-  const float* const first_row = arranged_rows<T>(x, width, padded, rows, count);
-  for (; first < last; first += kRankBlock, h += kRankBlock) {
-    const int rank = static_cast<int>(last - first < kRankBlock ? last - first : kRankBlock);
-    const T* a[kRankBlock];
-    for (int r = 0; r < rank; r++) a[r] = rank_row<T>(table, first + r);
-    const int64_t after = first + rank, end = after + kRankBlock < last ? after + kRankBlock : last;
-    Ahead ahead = after < last ? rows_ahead(table, after, end, width, dtype, 0, width) : then;
-    ahead.spread_over((rank + 7) / 8 * (width / (2 * kLanes)));
-    for (int e = 0; e < count; e += 4) {
-      const int left = count - e < 4 ? count - e : 4;
-      const float* some[4];
-      for (int i = 0; i < left; i++) some[i] = first_row + (e + i) * padded;
+  for (int e = 0; e < count; e += kTogether) {
+    const int left = count - e < kTogether ? count - e : kTogether;
+    const float* const first_row = arranged_rows<T>(x, width, padded, rows + e, left);
+    const float* some[kTogether];
+    for (int i = 0; i < left; i++) some[i] = first_row + i * padded;
+    for (int64_t begin = first; begin < last; begin += kRankBlock) {
+      const int rank = static_cast<int>(last - begin < kRankBlock ? last - begin : kRankBlock);
+      const T* a[kRankBlock];
+      for (int r = 0; r < rank; r++) a[r] = rank_row<T>(table, begin + r);
+      const int64_t after = begin + rank, end = after + kRankBlock < last ? after + kRankBlock : last;
+      Ahead ahead;
+      if (e == 0) ahead = after < last ? rows_ahead(table, after, end, width, dtype, 0, width) : then;
+      else if (begin == first) ahead = entries_ahead(x, rows + e + left, count - e - left, 0, width);
+      ahead.spread_over((left <= 2 ? (rank + 7) / 8 : (rank + 3) / 4) * (width / (2 * kLanes)));
       with_count(left, [&](auto together) {
-        shrink_rows<T, together.value>(some, a, rank, width, h + e * h_stride, h_stride, ahead);
+        shrink_rows<T, together.value>(some, a, rank, width, h + e * h_stride + (begin - first), h_stride, ahead);
       });
     }
   }
@@ -219,17 +231,16 @@ static void expand_entries(Rows y, const RankRows& table, int64_t first, int64_t
   static thread_local std::vector<float> gain;
   const int64_t rank = last - first;
   b.resize(rank);
-  gain.resize(4 * rank);
+  gain.resize(kTogether * rank);
   for (int64_t r = 0; r < rank; r++) b[r] = rank_row<T>(table, first + r);
-  ahead.spread_over(rank * ((end - from) / (8 * kLanes) + 1));
   for (int entry = 0; entry < count;) {
-    // Up to four rows share each rank row that is read; unless one is there twice, which must be added to in turn.
+    // Some rows share each rank row that is read; unless one is there twice, which must be added to in turn.
     const int32_t* row = rows + entry;
-    int together = count - entry < 4 ? count - entry : 4;
+    int together = count - entry < kTogether ? count - entry : kTogether;
     for (int e = 1; e < together; e++)
       for (int other = 0; other < e; other++)
         if (row[e] == row[other]) together = 1;
-    float* to[4];
+    float* to[kTogether];
     for (int e = 0; e < together; e++) {
       to[e] = y.data + row[e] * y.stride;
       const float* values = h + (entry + e) * h_stride;
@@ -239,6 +250,9 @@ static void expand_entries(Rows y, const RankRows& table, int64_t first, int64_t
         if constexpr (kHasScale<T>) gain[e * rank + r] *= scale_of(b[r]);
       }
     }
+    // What another thread has written of y comes as slowly as from memory.
+    if (entry > 0) ahead = entries_ahead(y, row + together, count - entry - together, from, end);
+    ahead.spread_over(rank * ((end - from) / ((together <= 2 ? 8 : 4) * kLanes) + 1));
     with_count(together, [&](auto rows_at_once) {
       expand_rows<T, rows_at_once.value>(to, gain.data(), rank, b.data(), from, end, ahead);
     });
@@ -268,6 +282,22 @@ static const std::vector<LoraTask>& lora_tasks(const RankRows& a, const Segments
     if (h) h += static_cast<int64_t>(last - first) * rank;
   }
   return tasks;
+}
+
+// Where each handful of tasks begins, and the end: about as many entries each, so that threads need not fetch every short
+// task from one counter, which takes them as long as a row.
+static const std::vector<int64_t>& handfuls(const std::vector<LoraTask>& tasks, int threads) {
+  static thread_local std::vector<int64_t> start;
+  int64_t num_entries = 0, taken = 0;
+  for (const LoraTask& task : tasks) num_entries += task.num_entries;
+  start.assign(1, 0);
+  for (size_t i = 0; i < tasks.size(); i++) {
+    taken += tasks[i].num_entries;
+    if (i + 1 < tasks.size() && taken + tasks[i + 1].num_entries <= num_entries / (8 * threads)) continue;
+    start.push_back(static_cast<int64_t>(i) + 1);
+    taken = 0;
+  }
+  return start;
 }
 
 static void shrink(Rows x, int64_t width, RankRows a, Segments segments, float* h, int threads) {
@@ -370,16 +400,17 @@ static void lora_in_turn(Rows x, int64_t width, Rows y, RankRows a, const Site* 
 static void lora_by_segment(Rows x, int64_t width, Rows y, RankRows a, const Site* sites, int64_t num_sites,
                             Segments segments, int threads) {
   const std::vector<LoraTask>& list = lora_tasks(a, segments, nullptr, kAllRankRows);
+  const std::vector<int64_t>& handful = handfuls(list, threads);
   const LoraTask* tasks = list.data();
-  const int64_t count = static_cast<int64_t>(list.size());
-  parallel_for_with_next(count, threads, [=](int64_t number, int64_t next) {
+  const int64_t* start = handful.data();
+  const int64_t count = static_cast<int64_t>(handful.size()) - 1;
+  const auto work = [=](const LoraTask& task, const LoraTask* next) {
     static thread_local std::vector<float> h;
-    const LoraTask& task = tasks[number];
     const int64_t s = task.segment, rank = a.end[s] - a.begin[s];
     const DType dtype = static_cast<DType>(segments.row_dtype[s]);
     Ahead next_task;
-    if (next < count && tasks[next].segment != s) {
-      const int64_t other = tasks[next].segment, begin = a.begin[other];
+    if (next && next->segment != s) {
+      const int64_t other = next->segment, begin = a.begin[other];
       const int64_t end = begin + kRankBlock < a.end[other] ? begin + kRankBlock : a.end[other];
       next_task = rows_ahead(a, begin, end, width, static_cast<DType>(segments.row_dtype[other]), 0, width);
     }
@@ -397,6 +428,10 @@ static void lora_by_segment(Rows x, int64_t width, Rows y, RankRows a, const Sit
                           rank, 0, site.width, site_ahead(a, sites, num_sites, s, dtype, i, next_task));
       }
     });
+  };
+  parallel_for_with_next(count, threads, [=](int64_t number, int64_t next) {
+    for (int64_t i = start[number], end = start[number + 1]; i < end; i++)
+      work(tasks[i], i + 1 < end ? tasks + i + 1 : next < count ? tasks + start[next] : nullptr);
   });
 }
 
