@@ -12,8 +12,10 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 
 from manylora.errors import (
     AdapterError,
@@ -710,22 +712,42 @@ def test_an_identity_may_be_found_out_beside_other_things(root):
     library, gate = Library(root), threading.Event()
     ref = library.locate("one")
 
-    def hold_hashers() -> None:
-        for _ in range(reader.MAX_HASHERS):
-            library._reader._hashers.submit(gate.wait, 30)
+    def hold_checkers() -> None:
+        for _ in range(reader.MAX_CHECKERS):
+            library._reader._checkers.submit(gate.wait, 30)
 
-    hold_hashers()
+    hold_checkers()
     try:
-        adapter = library.load(ref, hashed=False)
+        adapter = library.load(ref, checked=False)
         assert library.identity(ref) is None
         gate.set()
         assert adapter.identity == known
         assert library.identity(ref) == known
 
         gate.clear()
-        hold_hashers()
-        again = library.load(ref, hashed=False)
+        hold_checkers()
+        again = library.load(ref, checked=False)
         assert library.identity(ref) == known, "what is known stays so while it is read again"
     finally:
         gate.set()
     assert again.identity == known
+
+
+def test_what_is_found_beside_other_things_is_told_to_whoever_asks_for_the_identity(root):
+    sound = load_peft(write_adapter(root / "one", seed=1))
+    pair = sound.sites[SITE]
+    pair.lora_b[0, 0] = torch.nan
+    tensors = {
+        f"base_model.model.{SITE}.lora_{half}.weight": getattr(pair, f"lora_{half.lower()}").contiguous()
+        for half in "AB"
+    }
+    save_file(tensors, root / "one" / TENSOR_FILE)
+    library = Library(root)
+    ref = library.locate("one")
+    adapter = library.load(ref, checked=False)
+    for _ in range(2):
+        with pytest.raises(AdapterFormatError, match=r"'one'.*NaN or Inf"):
+            _ = adapter.identity
+    assert library.identity(ref) is None
+    with pytest.raises(AdapterFormatError, match=r"'one'.*NaN or Inf"):
+        library.load(ref)

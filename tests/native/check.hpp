@@ -115,7 +115,7 @@ void test_rows(const Kernels& kernels, Random& random);
 void test_int8(const Kernels& kernels, Random& random);
 void test_tiles(const Kernels& kernels, Random& random);
 void test_decoder(const Kernels& kernels, Random& random);
-void test_place(Random& random);
-void test_round(Random& random);
+void test_place(const Kernels& kernels, Random& random);
+void test_round(const Kernels& kernels, Random& random);
 
 }  // namespace manylora::test

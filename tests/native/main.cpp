@@ -25,6 +25,8 @@ manylora::Kernels without(const manylora::Kernels& kernels, const std::string& n
   else if (name == "add_rms_norm") broken.add_rms_norm = [](auto...) {};
   else if (name == "argmax") broken.argmax = [](auto...) {};
   else if (name == "silu_mul") broken.silu_mul = [](auto...) {};
+  else if (name == "place_rows") broken.place_rows = [](auto...) {};
+  else if (name == "round_rows") broken.round_rows = [](auto...) {};
   else if (name == "int8_product") broken.int8_product = [](auto...) {};
   else if (name == "tile_product") broken.tile_product = [](auto...) {};
   else std::printf("no kernel %s\n", name.c_str()), std::exit(2);
@@ -41,8 +43,8 @@ void run(const manylora::Kernels& kernels, int rounds, uint32_t seed) {
     manylora::test::test_int8(kernels, random);
     manylora::test::test_tiles(kernels, random);
     manylora::test::test_decoder(kernels, random);
-    manylora::test::test_place(random);
-    manylora::test::test_round(random);
+    manylora::test::test_place(kernels, random);
+    manylora::test::test_round(kernels, random);
   }
   std::printf("%s: %d rounds\n", kernels.isa, rounds);
 }

@@ -23,6 +23,8 @@ KERNELS = (
     "add_rms_norm",
     "silu_mul",
     "argmax",
+    "place_rows",
+    "round_rows",
     "int8_product",
     pytest.param(
         "tile_product",

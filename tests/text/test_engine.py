@@ -340,11 +340,11 @@ class SlowLibrary(Library):
         self.slow = slow
         self.gate = threading.Event()
 
-    def load(self, name_or_ref: str | AdapterRef, *, hashed: bool = True) -> Adapter:
+    def load(self, name_or_ref: str | AdapterRef, *, checked: bool = True) -> Adapter:
         assert isinstance(name_or_ref, AdapterRef)
         if name_or_ref.name == self.slow:
             assert self.gate.wait(30)
-        return super().load(name_or_ref, hashed=hashed)
+        return super().load(name_or_ref, checked=checked)
 
 
 def test_an_adapter_on_its_way_delays_nobody_else() -> None:

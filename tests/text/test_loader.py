@@ -49,7 +49,7 @@ class WatchedLibrary(Library):
         """Adapters in memory are known at once; here they are known when they have been read, as files are."""
         return super().identity(ref) if self.loads[ref.name] else None  # type: ignore[return-value]
 
-    def load(self, name_or_ref: str | AdapterRef, *, hashed: bool = True) -> Adapter:
+    def load(self, name_or_ref: str | AdapterRef, *, checked: bool = True) -> Adapter:
         assert isinstance(name_or_ref, AdapterRef)
         name = name_or_ref.name
         self.on_load(name_or_ref)
@@ -57,7 +57,7 @@ class WatchedLibrary(Library):
             assert self.held_up[name].wait(30)
         if name in self.broken:
             raise AdapterFormatError(f"adapter '{name}' is broken")
-        loaded = super().load(name_or_ref, hashed=hashed)
+        loaded = super().load(name_or_ref, checked=checked)
         self.loads[name] += 1
         return loaded
 

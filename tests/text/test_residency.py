@@ -119,7 +119,7 @@ def test_pinning_a_name_anew_after_it_was_pointed_elsewhere_moves_the_pin() -> N
 
 
 class BrokenLibrary(Library):
-    def load(self, name_or_ref: str | AdapterRef, *, hashed: bool = True) -> Adapter:
+    def load(self, name_or_ref: str | AdapterRef, *, checked: bool = True) -> Adapter:
         raise AdapterFormatError("it is broken")
 
 

@@ -95,9 +95,9 @@ class SlowLibrary(Library):
         super().__init__(root)
         self.delay_s = 0.0
 
-    def load(self, name_or_ref: str | AdapterRef, *, hashed: bool = True) -> Adapter:
+    def load(self, name_or_ref: str | AdapterRef, *, checked: bool = True) -> Adapter:
         time.sleep(self.delay_s)
-        return super().load(name_or_ref, hashed=hashed)
+        return super().load(name_or_ref, checked=checked)
 
 
 def measure_step_times(model: Llama, config: StepTimeConfig | None = None) -> StepTimeResult:

@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from functools import cached_property
-from hashlib import sha256
 from typing import NewType
 
 import torch
+from blake3 import blake3
 
 from manylora.errors import AdapterFormatError
 from manylora.lora.pairs import LoraPair, PackedPairs, pack
@@ -50,30 +50,36 @@ class Adapter:
 
     @cached_property
     def identity(self) -> AdapterId:
-        """Equal for equal sites, shapes, dtypes, kernels, scalings and bits, whatever file held them."""
-        begun: Future[AdapterId] | None = self.__dict__.get("_hashing")
+        """Equal for equal sites, shapes, dtypes, kernels, scalings and bits, whatever file held them.
+
+        Raises:
+            AdapterFormatError: `begin_checks` found the adapter not to be valid.
+        """
+        begun: Future[AdapterId] | None = self.__dict__.get("_checking")
         if begun is None:
             return self._hash()
         found = begun.result()
-        self.__dict__.pop("_hashing", None)
+        self.__dict__.pop("_checking", None)
         return found
 
-    def begin_identity(self, executor: Executor, on_found: Callable[[AdapterId], None]) -> None:
-        """Find the identity out on another thread, beside what else is to be done. Who asks for it meanwhile waits.
+    def begin_checks(self, executor: Executor, on_valid: Callable[[AdapterId], None]) -> None:
+        """Validate, and find the identity out, on another thread, beside what else is to be done. Who asks for the
+        identity meanwhile waits.
 
         Args:
-            on_found: called with it, before anybody who waits is told.
+            on_valid: called with the identity, before anybody who waits is told.
         """
 
-        def find() -> AdapterId:
+        def check() -> AdapterId:
+            self.validate()
             identity = self._hash()
-            on_found(identity)
+            on_valid(identity)
             return identity
 
-        object.__setattr__(self, "_hashing", executor.submit(find))
+        object.__setattr__(self, "_checking", executor.submit(check))
 
     def _hash(self) -> AdapterId:
-        digest = sha256(self.packed.table.description)
+        digest = blake3(self.packed.table.description)
         # At once: hashing lets go of the interpreter lock, and each time it takes it back it holds up who computes.
         digest.update(self.packed.buffer.view(torch.uint8).numpy().data)
         return AdapterId(digest.hexdigest())

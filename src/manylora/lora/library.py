@@ -182,25 +182,26 @@ class Library:
             raise self._not_found(place.name)
         return _ref(place.name, place, found)
 
-    def load(self, name_or_ref: str | AdapterRef, *, hashed: bool = True) -> Adapter:
+    def load(self, name_or_ref: str | AdapterRef, *, checked: bool = True) -> Adapter:
         """Read and validate what a name points at now, or what it did when it was located.
 
         Threads that load the same ref at once share one reading.
 
         Args:
-            hashed: False returns while another thread still finds out the identity, for a caller with other things to
-                do before asking for it; `identity` of this library is None until then.
+            checked: False returns while another thread still looks at the values and finds out the identity, for a
+                caller with other things to do before asking the adapter for it, who is then told what is wrong;
+                `identity` of this library is None until then.
         Raises:
             AdapterNotFoundError: no such name; or what the ref names was replaced or removed since.
             AdapterFormatError: the files are no adapter that can be read, or exceed a limit.
             AdapterUnavailableError: a file cannot be read now, or a remote adapter not be fetched or stored.
         """
         if isinstance(name_or_ref, AdapterRef):
-            return self._reader.load(name_or_ref, hashed=hashed)
+            return self._reader.load(name_or_ref, checked=checked)
         for attempt in range(1, MAX_LOAD_ATTEMPTS + 1):
             ref = self.locate(name_or_ref)
             try:
-                return self._reader.load(ref, hashed=hashed)
+                return self._reader.load(ref, checked=checked)
             except AdapterError:
                 # Replaced while it was read? Then what is there now counts.
                 if attempt == MAX_LOAD_ATTEMPTS or self.locate(name_or_ref) == ref:
@@ -208,7 +209,7 @@ class Library:
         raise AssertionError("the last attempt returns or raises")
 
     def identity(self, ref: AdapterRef) -> AdapterId | None:
-        """Return the identity of what `ref` names if this library has loaded it before, and hashed it, else None."""
+        """Return the identity of what `ref` names if this library has loaded it before, and checked it, else None."""
         return self._reader.identity(ref)
 
     def add(self, name: str, adapter: Adapter | str | Path) -> None:

@@ -102,8 +102,8 @@ class PairTable:
 
 
 _EXPONENT = {torch.float32: 0x7F800000, torch.bfloat16: 0x7F80, torch.float16: 0x7C00}
-_PART = 1 << 20
-"""Values looked at together, which bounds the temporaries."""
+_PART = 1 << 18
+"""Values looked at together: temporaries stay in the second cache."""
 
 INTEGER_OF_SIZE = {2: torch.int16, 4: torch.int32}
 """numpy has no bfloat16, and bits are all that is wanted."""
@@ -129,10 +129,10 @@ class PackedPairs(Mapping[str, LoraPair]):
             return False
         # Exponents of ones alone are NaN and Inf. By numpy, on this thread alone: torch would spread it over threads
         # of its own, for which a step that is being computed would wait.
-        mask = _EXPONENT[self.table.dtype]
         bits = self.buffer.view(INTEGER_OF_SIZE[self.buffer.itemsize]).numpy()
+        mask = bits.dtype.type(_EXPONENT[self.table.dtype])
         parts = (bits[begin : begin + _PART] for begin in range(0, len(bits), _PART))
-        return not any(((part & mask) == mask).any() for part in parts)
+        return all((part & mask).max() != mask for part in parts)
 
     def __getitem__(self, site: str) -> LoraPair:
         header, begin = self.table.sites[site], self.table.begin[site]

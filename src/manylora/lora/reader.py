@@ -17,8 +17,8 @@ from manylora.lora.names import quoted
 from manylora.lora.sources import Found, Source
 
 MAX_KNOWN_IDENTITIES = 65_536
-MAX_HASHERS = 4
-"""Threads that find identities out."""
+MAX_CHECKERS = 4
+"""Threads that look at values and find identities out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,13 +79,13 @@ class Reader:
         # Held for dictionary look-ups only, never while a file is read or fetched.
         self._lock = threading.Lock()
         self._reading: dict[AdapterRef, Future[Adapter]] = {}
-        self._hashers = ThreadPoolExecutor(MAX_HASHERS, "adapter-hasher")
+        self._checkers = ThreadPoolExecutor(MAX_CHECKERS, "adapter-checker")
         self._identities: OrderedDict[tuple[str, str], AdapterId] = OrderedDict()  # by (location, version)
 
-    def load(self, ref: AdapterRef, *, hashed: bool = True) -> Adapter:
+    def load(self, ref: AdapterRef, *, checked: bool = True) -> Adapter:
         """Read and validate what `ref` names; arguments and errors as in `Library.load`."""
         adapter = self._load(ref)
-        if hashed:
+        if checked:
             _ = adapter.identity
         return adapter
 
@@ -118,9 +118,7 @@ class Reader:
             if self._limits.max_rank is not None:
                 self._limits.check_ranks(ref.name, peek_adapter(path).ranks)
             adapter = load_adapter(path, name=ref.name, validated=False)
-        # Beside the checks of values: of all that a first token waits for, hashing takes longest.
-        adapter.begin_identity(self._hashers, partial(self._note, ref))
-        adapter.validate()
+        adapter.begin_checks(self._checkers, partial(self._note, ref))
         return adapter
 
     def _note(self, ref: AdapterRef, identity: AdapterId) -> None:

@@ -276,9 +276,9 @@ class AdapterLoader:
 
     def _read(self, key: AdapterKey) -> AdapterImage:
         began = monotonic()
-        adapter = self._library.load(_ref(key), hashed=False)  # hashing takes twice as long as laying out
+        adapter = self._library.load(_ref(key), checked=False)
         self._check_fits(adapter)
-        image = self._pages.layout(adapter)
+        image = self._pages.layout(adapter)  # which waits for the checks
         with self._lock:
             # The first one is all the experience there is.
             weight = LOAD_WEIGHT if self._read_s else 1.0

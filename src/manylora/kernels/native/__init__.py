@@ -169,14 +169,11 @@ def silu_mul(gate_up: Tensor) -> Tensor:
 
 def place_rows(source: Tensor, image: Tensor, rows: PlacedRows, dtype: torch.dtype) -> None:
     """See ops.place_rows."""
-    places = (
-        image.data_ptr(), len(rows.begin), rows.begin.data_ptr(), rows.stride.data_ptr(), rows.length.data_ptr(),
-        rows.offset.data_ptr(),
+    work = _core.place_rows if dtype == source.dtype else _core.round_rows
+    work(
+        source.data_ptr(), _DTYPE_CODE[source.dtype], image.data_ptr(), len(rows.begin), rows.begin.data_ptr(),
+        rows.stride.data_ptr(), rows.length.data_ptr(), rows.offset.data_ptr(),
     )  # fmt: skip
-    if dtype == source.dtype:
-        _core.place_rows(source.data_ptr(), source.itemsize, *places)
-    else:
-        _core.round_rows(source.data_ptr(), _DTYPE_CODE[source.dtype], *places)
 
 
 def _threads() -> int:

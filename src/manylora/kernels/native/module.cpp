@@ -5,12 +5,12 @@
 
 #include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "decoder.hpp"
 #include "inside.hpp"
 #include "isas.hpp"
-#include "place.hpp"
 
 namespace nb = nanobind;
 
@@ -151,32 +151,15 @@ NB_MODULE(_core, m) {
         active->silu_mul({at<float>(gate_up), gate_up_stride}, {at<float>(y), y_stride}, num_rows, width, threads);
       },
       free_gil);
-  m.def(
-      "place_rows",
-      [](A source, int itemsize, A image, I count, A begin, A stride, A length, A offset) {
-        const auto place = [&](const auto* values) {
-          place_rows(values, at<uint8_t>(image), count, at<const int64_t>(begin), at<const int64_t>(stride),
-                     at<const int64_t>(length), at<const int64_t>(offset));
-        };
-        itemsize == 2 ? place(at<const uint16_t>(source)) : place(at<const uint32_t>(source));
-      },
-      free_gil);
-  m.def(
-      "round_rows",
-      [](A source, int dtype, A image, I count, A begin, A stride, A length, A offset) {
-        const auto round = [&](const auto* values) {
-          round_rows(values, at<uint8_t>(image), count, at<const int64_t>(begin), at<const int64_t>(stride),
-                     at<const int64_t>(length), at<const int64_t>(offset));
-        };
-        switch (static_cast<DType>(dtype)) {
-          case DType::kFloat32: return round(at<const float>(source));
-          case DType::kBFloat16: return round(at<const BFloat16>(source));
-          case DType::kHalf: return round(at<const Half>(source));
-          case DType::kInt8: break;
-        }
-        throw std::invalid_argument("values to round must be floats");
-      },
-      free_gil);
+  for (const auto& [name, work] : {std::pair("place_rows", &Kernels::place_rows), {"round_rows", &Kernels::round_rows}})
+    m.def(
+        name,
+        [work](A source, int dtype, A image, I count, A begin, A stride, A length, A offset) {
+          (active->*work)(at<const void>(source), static_cast<DType>(dtype), at<uint8_t>(image),
+                          {count, at<const int64_t>(begin), at<const int64_t>(stride), at<const int64_t>(length),
+                           at<const int64_t>(offset)});
+        },
+        free_gil);
   m.def(
       "int8_product",
       [](A x, I x_stride, I num_rows, A packed, A scale, A bias, I outputs, I inputs, A y, I y_stride,

@@ -41,6 +41,13 @@ struct RankRows {
   const int32_t* end;
 };
 
+// See manylora.kernels.PlacedRows: row i is `length[i]` values of a source, `stride[i]` apart from value `begin[i]` on, and
+// goes to the bytes of an image from `offset[i]` on.
+struct PlacedRows {
+  int64_t count;
+  const int64_t *begin, *stride, *length, *offset;
+};
+
 // One segment's share of h: `rank` values for each entry, `stride` apart from one entry to the next.
 struct Hidden {
   const int64_t* begin;
@@ -137,6 +144,12 @@ struct Kernels {
 
   // y = silu(gate) * up for gate_up [T, 2 * width].
   void (*silu_mul)(Rows gate_up, Rows y, int64_t num_rows, int64_t width, int threads);
+
+  // Rows of the source as they are.
+  void (*place_rows)(const void* source, DType dtype, uint8_t* image, PlacedRows rows);
+
+  // Rows of the source rounded to eight bits; each begins with its scale.
+  void (*round_rows)(const void* source, DType dtype, uint8_t* image, PlacedRows rows);
 
   // y = x W^T + bias, each 32 inputs of a row of x rounded to 255 steps of their largest magnitude / 127.
   void (*int8_product)(Rows x, int64_t num_rows, Int8Weight weight, Rows y, int threads);
