@@ -10,8 +10,9 @@ COMMAND = "benchmarks/figures/ablations.sh"
 SHARED: Mapping[str, object] = {"adapters": 32, "rank": [8], "distribution": "uniform", "dtype": "float32"}
 
 RUNS: tuple[tuple[tuple[str, ...], Mapping[str, object]], ...] = (
-    (("native", "onecall", "grouping", "prefetch", "batching"), SHARED),
+    (("native", "onecall", "grouping", "batching"), SHARED),
     (("unified",), {**SHARED, "pool_bytes": 600_000_000}),
+    (("prefetch",), {**SHARED, "adapters": 384, "distribution": "distinct"}),
 )
 """What is left out, and the settings of the run."""
 

@@ -10,8 +10,8 @@ Every call is on another layer, and after the last on the first one of other ada
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from functools import partial
+from collections.abc import Callable, Iterator
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ from manylora.bench.kernels.case import Arm, Case, Work
 from manylora.bench.kernels.config import KernelsConfig, numbers_of
 from manylora.bench.kernels.gather import gather_expand, gather_shrink
 from manylora.bench.kernels.lora_data import LoraData
-from manylora.kernels import add_lora, available_backends, lora_expand, lora_shrink
+from manylora.kernels import add_lora, available_backends, lora_expand, lora_shrink, native
 from manylora.models.config import LlamaConfig
 from manylora.models.sites import Stack, stack_shape
 
@@ -48,8 +48,23 @@ class LoraCalls:
                     site.h_begin, site.h_stride, rows.scaling, backend=backend,
                 )  # fmt: skip
 
+    def bound_lora(self, i: int) -> None:
+        """The native kernel with its addresses at hand, as the native code that runs a step has them."""
+        for call in self._bound[i]:
+            call()
+
+    @cached_property
+    def _bound(self) -> list[list[Callable[[], None]]]:
+        data = self.data
+        return [
+            [
+                native.bound_lora(data.y[stack], data.x[stack], data.pages, one.rows, data.segments)
+                for stack, one in layer.items()
+            ]
+            for layer in data.sets
+        ]
+
     def lora(self, i: int, backend: str) -> None:
-        """As an engine calls them."""
         for stack, one in self.data.sets[i].items():
             add_lora(
                 self.data.y[stack],
@@ -153,11 +168,11 @@ def _work(kernel: str, model: LlamaConfig, T: int, S: int, r: int) -> Work:
 
 
 def _arms(kernel: str, calls: LoraCalls) -> dict[str, Arm]:
-    native, n = available_backends()[0], len(calls.data.sets)
+    best, n = available_backends()[0], len(calls.data.sets)
     if kernel == "shrink":
         return {
             "ours": Arm(
-                partial(calls.shrink, backend=native), n, lambda: calls.hidden(calls.shrink(0, native))
+                partial(calls.shrink, backend=best), n, lambda: calls.hidden(calls.shrink(0, best))
             ),
             "torch": Arm(
                 partial(calls.shrink, backend="grouped"),
@@ -171,8 +186,12 @@ def _arms(kernel: str, calls: LoraCalls) -> dict[str, Arm]:
         }
     ours = calls.expand if kernel == "expand" else calls.lora
     gather = calls.gather_expand if kernel == "expand" else calls.gather_lora
+    if kernel == "lora" and best == "native":
+        own = Arm(calls.bound_lora, n, lambda: calls.added(partial(calls.bound_lora, 0)))
+    else:
+        own = Arm(partial(ours, backend=best), n, lambda: calls.added(partial(ours, 0, best)))
     arms = {
-        "ours": Arm(partial(ours, backend=native), n, lambda: calls.added(partial(ours, 0, native))),
+        "ours": own,
         "torch": Arm(partial(ours, backend="grouped"), n, lambda: calls.added(partial(ours, 0, "grouped"))),
         "gather": Arm(gather, n, lambda: calls.added(partial(gather, 0)), 1),
     }

@@ -10,6 +10,8 @@ and rounded after it.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
@@ -78,13 +80,24 @@ def lora_expand(
 
 def add_lora(y: Tensor, x: Tensor, pages: Tensor, stack: StackRows, segments: Segments) -> None:
     """See ops.add_lora."""
-    x, wide = _float_rows(x), _float_rows(y)
-    _core.lora(
-        x.data_ptr(), x.stride(0), x.shape[1], wide.data_ptr(), wide.stride(0), pages.data_ptr(),
-        *_stack(pages, stack, segments, x.shape[1]), _threads(),
-    )  # fmt: skip
+    wide = _float_rows(y)
+    bound_lora(wide, _float_rows(x), pages, stack, segments)()
     if wide is not y:
         y.copy_(wide)
+
+
+def bound_lora(
+    y: Tensor, x: Tensor, pages: Tensor, stack: StackRows, segments: Segments
+) -> Callable[[], None]:
+    """`add_lora` with its addresses looked up, so that a call is the kernel alone. The caller keeps the tensors.
+
+    Args:
+        y, x: float32, rows of neighbouring elements.
+    """
+    return partial(
+        _core.lora, x.data_ptr(), x.stride(0), x.shape[1], y.data_ptr(), y.stride(0), pages.data_ptr(),
+        *_stack(pages, stack, segments, x.shape[1]), _threads(),
+    )  # fmt: skip
 
 
 def paged_attention(
