@@ -12,7 +12,16 @@ SHARED: Mapping[str, object] = {"adapters": 32, "rank": [8], "distribution": "un
 RUNS: tuple[tuple[tuple[str, ...], Mapping[str, object]], ...] = (
     (("native", "onecall", "grouping", "batching"), SHARED),
     (("unified",), {**SHARED, "pool_bytes": 600_000_000}),
-    (("prefetch",), {**SHARED, "adapters": 384, "distribution": "distinct"}),
+    (
+        ("prefetch",),
+        {
+            **SHARED,
+            "adapters": 384,
+            "requests": 384,
+            "distribution": "distinct",
+            "pool_bytes": 2_200_000_000,
+        },
+    ),
 )
 """What is left out, and the settings of the run."""
 

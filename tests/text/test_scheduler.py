@@ -248,11 +248,11 @@ def test_whoever_waits_for_memory_stops_those_behind_it():
 
 def test_adapters_placed_early_make_way_for_whoever_is_first():
     """They were kept until nothing ran, so the first in line waited for the last of those who ran."""
-    world = World(8, {"x": 3}, max_num_seqs=2)
+    world = World(12, {"x": 3}, max_num_seqs=2)
     (long,) = world.submit(2, 10)
     (short,) = world.submit(2, 2)
     world.step()
-    (first,) = world.submit(8, 2)
+    (first,) = world.submit(18, 2)
     (second,) = world.submit(2, 2, "x")
     world.deliver()
     world.step()
@@ -261,6 +261,20 @@ def test_adapters_placed_early_make_way_for_whoever_is_first():
     world.supply.finish_copy("x")
     assert world.step() == [long, first]
     assert not second.held
+
+
+@pytest.mark.parametrize(("num_pages", "num_placed"), [(11, 1), (9, 0)])
+def test_nothing_is_placed_ahead_where_those_who_run_may_need_the_room(num_pages, num_placed):
+    """It was thrown out again by the first of them to grow, and read once more."""
+    world = World(num_pages, {"x": 3}, max_num_seqs=1)
+    (running,) = world.submit(2, 14)
+    world.step()
+    (ahead,) = world.submit(2, 2, "x")
+    world.supply.read("x")
+    while running in world.live:
+        world.step()
+        assert len(ahead.held) == num_placed or running not in world.live
+    world.drain()
 
 
 def test_a_waiting_sequence_is_not_robbed_by_younger_ones():

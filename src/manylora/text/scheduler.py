@@ -228,6 +228,7 @@ class Scheduler:
         """
         next_up: list[Sequence] = []
         lacking: dict[Request, None] = {}
+        growth: int | None = None
         for sequence in self._policy.order(list(self.waiting), self.running):
             lacking[sequence.request] = None
             needs = self._identify(sequence)
@@ -237,13 +238,19 @@ class Scheduler:
             if len(next_up) == 2 * self._max_num_seqs:
                 break
             next_up.append(sequence)
+            none_starts = budget == 0 or len(self.running) == self._max_num_seqs
+            if none_starts:
+                # What is placed ahead and thrown away again for those that run would have to be read once more.
+                growth = self._growth() if growth is None else growth
+                if not self.memory.can_alloc(self._num_absent_pages(needs) + growth):
+                    break
             if not self._hold(sequence, needs):
                 if not self._let_go_of_all_but(next_up) or not self._hold(sequence, needs):
                     break
             lacking.pop(sequence.request, None)
             if not all(self.memory.adapters.is_ready(identity) for identity in sequence.held):
                 continue
-            if budget == 0 or len(self.running) == self._max_num_seqs or self._awaits_sibling(sequence):
+            if none_starts or self._awaits_sibling(sequence):
                 continue
             if not self._start(sequence):
                 if not self._let_go_of_all_but(next_up) or not self._start(sequence):
@@ -276,6 +283,17 @@ class Scheduler:
             self._reject(sequence, error)
             return None
         return needs
+
+    def _growth(self) -> int:
+        """Pages that running sequences may still come to need."""
+        page_tokens = self.memory.page_tokens
+        return sum(
+            -(-(one.num_prompt + one.request.max_tokens) // page_tokens) - len(one.block_table.pages)
+            for one in self.running
+        )
+
+    def _num_absent_pages(self, needs: dict[AdapterId, int]) -> int:
+        return sum(num for identity, num in needs.items() if self.memory.adapters.pages(identity) is None)
 
     def _hold(self, sequence: Sequence, needs: dict[AdapterId, int]) -> bool:
         """Make sure that the adapters are resident, or becoming so, and stay; False if one does not fit now."""
