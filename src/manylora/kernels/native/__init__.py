@@ -80,8 +80,8 @@ def lora_expand(
 
 def add_lora(y: Tensor, x: Tensor, pages: Tensor, stack: StackRows, segments: Segments) -> None:
     """See ops.add_lora."""
-    wide = _float_rows(y)
-    bound_lora(wide, _float_rows(x), pages, stack, segments)()
+    x, wide = _float_rows(x), _float_rows(y)
+    bound_lora(wide, x, pages, stack, segments)()
     if wide is not y:
         y.copy_(wide)
 
