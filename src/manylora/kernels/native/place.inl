@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <cstring>
 #include <limits>
+#include <type_traits>
 #include <vector>
 
 #include "types.hpp"
@@ -75,7 +76,8 @@ constexpr int kColumns = 8;
 template <class Bits>
 static void take_columns(const Bits* from, int64_t stride, int64_t length, Bits* to) {
   int64_t i = 0;
-#if defined(__has_builtin) && __has_builtin(__builtin_shufflevector)
+#ifdef __has_builtin
+#if __has_builtin(__builtin_shufflevector)
   typedef Bits Eight __attribute__((vector_size(kColumns * sizeof(Bits))));
   for (; i + kColumns <= length; i += kColumns) {
     Eight block[kColumns];
@@ -91,6 +93,7 @@ static void take_columns(const Bits* from, int64_t stride, int64_t length, Bits*
     }
     for (int k = 0; k < kColumns; k++) std::memcpy(to + k * length + i, &block[k], sizeof(Eight));
   }
+#endif
 #endif
   for (int k = 0; k < kColumns; k++) take_column(from + i * stride + k, stride, length - i, to + k * length + i);
 }
@@ -137,7 +140,7 @@ static void round_rows(const void* source, DType dtype, uint8_t* image, PlacedRo
     });
   };
   const auto* const halves = static_cast<const uint16_t*>(source);
-  if (dtype == DType::kFloat32) round_as(static_cast<const uint32_t*>(source), static_cast<float*>(nullptr));
+  if (dtype == DType::kFloat32) round_as(static_cast<const float*>(source), static_cast<float*>(nullptr));
   if (dtype == DType::kBFloat16) round_as(halves, static_cast<BFloat16*>(nullptr));
   if (dtype == DType::kHalf) round_as(halves, static_cast<Half*>(nullptr));
 }
