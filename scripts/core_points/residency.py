@@ -32,13 +32,13 @@ class CountingLibrary(Library):
         self.num_needless = 0
         self._lock = threading.Lock()
 
-    def load(self, name_or_ref: str | AdapterRef) -> Adapter:
+    def load(self, name_or_ref: str | AdapterRef, *, checked: bool = True) -> Adapter:
         assert isinstance(name_or_ref, AdapterRef)
         with self._lock:
             identity = self.identity(name_or_ref)
             self.num_needless += identity is not None and self.cache.pages(identity) is not None
             self.reads[name_or_ref.name] += 1
-        return super().load(name_or_ref)
+        return super().load(name_or_ref, checked=checked)
 
 
 def lines() -> Iterator[Line]:
